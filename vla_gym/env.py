@@ -1,0 +1,361 @@
+"""`VLAEnv`: the one `gym.Env` of this package. It turns a suite's `Simulator` into the contract."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from numpy.typing import NDArray
+
+from vla_gym import registration
+from vla_gym.contract import SpecSheet, action_space, check_action, observation_space
+from vla_gym.deps import find_missing
+from vla_gym.errors import DependencyNotInstalled, InvalidOption, UnknownName
+from vla_gym.instruction import INSTRUCTION_FORMS, encode
+from vla_gym.suite import Frame, Setup, Simulator, SimulatorInfo, Suite
+
+__all__ = ["VLAEnv"]
+
+Observation = dict[str, Any]
+
+REWARDS = ("native", "sparse")
+RENDER_QUALITIES = ("exact", "fast")
+RENDER_SIZE = 256
+"""Default height and width of `render()` [pixels]; observations have `image_size`."""
+
+MAX_IMAGE_SIZE = 2048
+
+
+class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
+    """One task of one suite, in the contract of `vla_gym.contract`.
+
+    The simulator starts at the first reset, so that making an env, asking for its spaces and
+    forking are cheap and safe.
+
+    Args:
+        suite: name of a registered suite, for example `"MetaWorld"`.
+        task: name of one of its tasks, for example `"DrawerOpen"`.
+        cameras: names of the cameras to observe; `()` renders nothing.
+        image_size: height and width of the images [pixels].
+        state: whether to observe the simulator's privileged state (float64).
+        action_mode: `"ee_delta"`, `"native"` or a further mode of the suite.
+        instruction: `"text"`, `"embedding"` (float32 (384,)) or `"bytes"` (uint8 (256,)).
+        paraphrase: draw one of the task's wordings at each reset instead of the canonical one.
+            Does not change the simulator's draws.
+        proprio: `"eef"` or `"joints"`.
+        reward: `"native"`, or `"sparse"`: 1.0 in every step in which the task is solved, else 0.0.
+        terminate_on_success: whether success ends the episode; None is the suite's own habit.
+        render_quality: `"exact"`: the simulator's own pixels; `"fast"`: no shadows, reflections or
+            multisampling.
+        simulator: `"auto"` or the name of one of the suite's simulators.
+        python: path of another Python interpreter in which the simulator runs, or None.
+        render_mode: `"rgb_array"` or None (`gym.make` adds `"human"` and `"rgb_array_list"`).
+        render_size: height and width of `render()` [pixels].
+        **keywords: keywords that only this suite has.
+
+    Raises:
+        UnknownName: a name does not exist; the message has the nearest one that does.
+        InvalidOption: a keyword has a value of the wrong kind.
+        DependencyNotInstalled: the simulator is not installed; the message has the command.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  Gymnasium's name
+
+    def __init__(
+        self,
+        suite: str,
+        task: str,
+        *,
+        cameras: Sequence[str] = ("primary", "wrist"),
+        image_size: int = 128,
+        state: bool = False,
+        action_mode: str = "ee_delta",
+        instruction: str = "text",
+        paraphrase: bool = False,
+        proprio: str = "eef",
+        reward: str = "native",
+        terminate_on_success: bool | None = None,
+        render_quality: str = "exact",
+        simulator: str = "auto",
+        python: str | None = None,
+        render_mode: str | None = None,
+        render_size: int = RENDER_SIZE,
+        **keywords: Any,
+    ) -> None:
+        self._simulator: Simulator | None = None  # first: close() must work after a failed __init__
+        self._closed = False
+        self._episode = "none"  # -> "running" -> "terminated"
+
+        the_suite = registration.get_suite(suite)
+        the_task = registration.get_task(the_suite, task)
+        env_id = the_suite.id(the_task.name)
+        keywords = _check_keywords(the_suite, keywords, env_id)
+        layout = the_suite.layout(the_task, keywords)
+        if isinstance(cameras, str):
+            cameras = (cameras,)
+        cameras = tuple(cameras)
+        for camera in cameras:
+            _check_name("camera", camera, layout.cameras, env_id)
+        if len(set(cameras)) != len(cameras):
+            raise InvalidOption(f"cameras={cameras!r} of {env_id} names a camera twice")
+        _check_name("action_mode", action_mode, layout.action_modes, env_id)
+        _check_name("proprio form", proprio, layout.proprio, env_id)
+        _check_name("instruction form", instruction, INSTRUCTION_FORMS, env_id)
+        _check_name("reward", reward, REWARDS, env_id)
+        _check_name("render_quality", render_quality, RENDER_QUALITIES, env_id)
+        _check_size("image_size", image_size, env_id)
+        _check_size("render_size", render_size, env_id)
+        _check_flag("state", state, env_id)
+        _check_flag("paraphrase", paraphrase, env_id)
+        if terminate_on_success is not None:
+            _check_flag("terminate_on_success", terminate_on_success, env_id)
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UnknownName("render_mode", render_mode, self.metadata["render_modes"], env_id)
+        self._info = _choose_simulator(the_suite, simulator, env_id, python)
+        self._python = python
+
+        self._suite, self._task, self._layout = the_suite, the_task, layout
+        self._mode = layout.action_modes[action_mode]
+        self._paraphrase = bool(paraphrase)
+        self._sparse = reward == "sparse"
+        if terminate_on_success is None:
+            terminate_on_success = the_suite.terminate_on_success
+        self._setup = Setup(
+            suite=the_suite.name,
+            task=the_task.name,
+            native_task=the_task.native,
+            action_mode=action_mode,
+            cameras=cameras,
+            image_size=int(image_size),
+            proprio=proprio,
+            state=bool(state),
+            render_quality=render_quality,
+            keywords=keywords,
+        )
+        self.spec_sheet = SpecSheet(
+            id=env_id,
+            suite=the_suite.name,
+            task=the_task.name,
+            simulator=self._info.name,
+            robot=layout.robot,
+            action_mode=action_mode,
+            action=self._mode.entries,
+            proprio_form=proprio,
+            proprio=layout.proprio[proprio],
+            cameras={name: layout.cameras[name] for name in cameras},
+            all_cameras=tuple(layout.cameras),
+            image_size=int(image_size),
+            instruction=instruction,
+            state_dim=layout.state_dim if state else None,
+            control_hz=the_suite.control_hz,
+            horizon=the_task.horizon,
+            success=the_task.success,
+            reward=the_suite.reward if reward == "native" else "1.0 while solved, else 0.0",
+            terminate_on_success=bool(terminate_on_success),
+            render_quality=render_quality,
+            keywords=keywords,
+            gripper="suite's own sign" if action_mode == "native" else "+1 opens",
+            rotation="axis-angle" if action_mode == "ee_delta" else "suite's own",
+        )
+        self.observation_space = observation_space(
+            cameras,
+            int(image_size),
+            layout.proprio[proprio],
+            instruction,
+            self.spec_sheet.state_dim,
+        )
+        self.action_space = action_space(self._mode)
+        self.render_mode = render_mode
+        self._render_size = int(render_size)
+        self.metadata = {**type(self).metadata, "render_fps": the_suite.control_hz}
+        self._language: tuple[str, NDArray[Any] | str] | None = None  # text and its encoding
+        self._wordings_rng: np.random.Generator | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode.
+
+        The same seed and options give the same episode, bit for bit, whatever ran before. Without
+        a seed, the next episode of the env's own random stream starts.
+
+        Args:
+            seed: of the env's random stream; None goes on with it.
+            options: the suite's own, see `vla_gym.registration.get_suite(name).options`.
+
+        Raises:
+            UnknownName: an option does not exist.
+            InvalidOption: an option has a value that is not valid.
+        """
+        if self._closed:
+            raise ClosedEnvironmentError(f"{self.spec_sheet.id} is closed; make a new one")
+        super().reset(seed=seed)
+        if seed is not None or self._wordings_rng is None:
+            # A stream of its own, so that paraphrase=True leaves the simulator's draws as they are.
+            (self._wordings_rng,) = self.np_random.spawn(1)
+        options = dict(options or {})
+        for name in options:
+            _check_name("reset option", name, self._suite.options, self.spec_sheet.id)
+        episode_seed = int(self.np_random.integers(2**31))
+        self._episode = "none"
+        if self._simulator is None:
+            self._simulator = self._open()
+        frame = self._simulator.reset(episode_seed, options)
+        self._episode = "running"
+        wordings = frame.instructions or (self._task.instruction, *self._task.paraphrases)
+        text = wordings[0]
+        if self._paraphrase:
+            text = wordings[int(self._wordings_rng.integers(len(wordings)))]
+        self._speak(text)
+        info = self._make_info(frame)
+        info["episode_seed"] = episode_seed
+        info["instructions"] = wordings
+        return self._observe(frame), info
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Apply one action for one control step.
+
+        Args:
+            action: shape and meaning as `spec_sheet.action` says, each entry in [-1, 1].
+
+        Returns:
+            observation, reward, terminated, truncated (always False here: `gym.make` adds the time
+            limit), info.
+
+        Raises:
+            InvalidAction: wrong shape or not finite; the simulator never sees it.
+            ResetNeeded: there is no running episode.
+        """
+        if self._simulator is None or self._episode != "running":
+            if self._closed:
+                raise ClosedEnvironmentError(f"{self.spec_sheet.id} is closed; make a new one")
+            why = {
+                "none": "no episode is running",
+                "terminated": "the episode has ended (terminated=True)",
+            }[self._episode]
+            raise ResetNeeded(f"step() of {self.spec_sheet.id}: {why}; call reset() first")
+        checked = check_action(action, self._mode.entries, self.spec_sheet.id)
+        frame = self._simulator.step(self._mode.to_native(checked))
+        if frame.instructions:
+            self._speak(frame.instructions[0])
+        reward = float(frame.success) if self._sparse else float(frame.reward)
+        success_ends = frame.success and self.spec_sheet.terminate_on_success
+        terminated = bool(frame.terminated or success_ends)
+        if terminated:
+            self._episode = "terminated"
+        return self._observe(frame), reward, terminated, False, self._make_info(frame)
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """Return the primary camera's picture, uint8 (render_size, render_size, 3), upright."""
+        if self.render_mode is None:
+            gym.logger.warn(
+                f"render() of {self.spec_sheet.id} returns nothing without a render mode; "
+                'make it with render_mode="rgb_array"'
+            )
+            return None
+        return self.render_camera("primary")
+
+    def render_camera(self, camera: str, size: int | None = None) -> NDArray[np.uint8]:
+        """Return the picture of any camera of the layout at any size, uint8 (size, size, 3)."""
+        if self._simulator is None or self._episode == "none":
+            raise ResetNeeded(f"render of {self.spec_sheet.id}: call reset() first")
+        _check_name("camera", camera, self._layout.cameras, self.spec_sheet.id)
+        size = self._render_size if size is None else size
+        _check_size("size", size, self.spec_sheet.id)
+        return np.array(self._simulator.render(camera, size, size))
+
+    def close(self) -> None:
+        """Free the simulator. Safe to call more than once."""
+        simulator, self._simulator, self._closed = self._simulator, None, True
+        if simulator is not None:
+            simulator.close()
+
+    def __repr__(self) -> str:
+        return f"<VLAEnv {self.spec_sheet.id} on {self.spec_sheet.simulator}>"
+
+    def _open(self) -> Simulator:
+        module, _, name = self._info.entry_point.partition(":")
+        if self._python is not None:
+            from vla_gym.worker import RemoteSimulator
+
+            return RemoteSimulator(self._python, self._info.entry_point, self._setup)
+        return getattr(importlib.import_module(module), name)(self._setup)
+
+    def _speak(self, text: str) -> None:
+        if self._language is None or self._language[0] != text:
+            self._language = (text, encode(text, self.spec_sheet.instruction))
+
+    def _observe(self, frame: Frame) -> Observation:
+        assert self._language is not None
+        encoded = self._language[1]
+        observation: Observation = {
+            f"rgb_{camera}": frame.images[camera] for camera in self._setup.cameras
+        }
+        observation["proprio"] = np.array(frame.proprio, dtype=np.float32)
+        observation["instruction"] = encoded if isinstance(encoded, str) else encoded.copy()
+        if self._setup.state:
+            observation["state"] = np.array(frame.state, dtype=np.float64)
+        return observation
+
+    def _make_info(self, frame: Frame) -> dict[str, Any]:
+        assert self._language is not None
+        return {
+            **frame.info,
+            "success": bool(frame.success),
+            "instruction": self._language[0],
+            "suite": self._suite.name,
+            "task": self._task.name,
+            "simulator": self._info.name,
+        }
+
+
+def _check_name(kind: str, name: object, valid: Mapping[str, Any] | Sequence[str], where: str) -> None:
+    if name not in valid:
+        raise UnknownName(kind, name, valid, where)
+
+
+def _check_size(name: str, value: object, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InvalidOption(f"{name}={value!r} of {where} must be a whole number of pixels")
+    if not 1 <= value <= MAX_IMAGE_SIZE:
+        raise InvalidOption(f"{name}={value} of {where} must be in [1, {MAX_IMAGE_SIZE}] pixels")
+
+
+def _check_flag(name: str, value: object, where: str) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidOption(f"{name}={value!r} of {where} must be True or False")
+
+
+def _check_keywords(suite: Suite, keywords: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return all of the suite's keywords, those given and the defaults of the rest."""
+    for name, value in keywords.items():
+        _check_name("keyword", name, suite.keywords, where)
+        choices = suite.keywords[name].choices
+        if value not in choices:
+            raise UnknownName(name, value, choices, where)
+    return {name: keywords.get(name, word.default) for name, word in suite.keywords.items()}
+
+
+def _choose_simulator(suite: Suite, asked: str, where: str, python: str | None) -> SimulatorInfo:
+    """Return the simulator to use; with `python`, what is installed here says nothing."""
+    if asked != "auto":
+        _check_name("simulator", asked, ["auto", *(info.name for info in suite.simulators)], where)
+    candidates = [info for info in suite.simulators if asked in ("auto", info.name)]
+    if python is not None:
+        return candidates[0]
+    missing = {}
+    for info in candidates:
+        missing[info.name] = find_missing(info.modules)
+        if missing[info.name] is None:
+            return info
+    info = candidates[-1]
+    raise DependencyNotInstalled(
+        f"{where} runs on the simulator {info.name!r}, which needs the package "
+        f"{missing[info.name]!r}, which is not installed. Run: pip install 'vla-gym[{info.extra}]'"
+    )

@@ -1,0 +1,74 @@
+"""Policies by name: entry points of the group `vla_gym.policies`, of this and of any package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from vla_gym.errors import BrokenDependency, UnknownName
+from vla_gym.policy.base import Policy
+
+__all__ = ["list_policies", "make_policy", "register_policy"]
+
+GROUP = "vla_gym.policies"
+
+_registered: dict[str, Callable[..., Any]] = {}
+
+
+def register_policy(name: str, factory: Callable[..., Any]) -> None:
+    """Make `factory` available under `name` in this process; packages use the entry-point group."""
+    if ":" in name:
+        raise ValueError(f"a policy's name must not hold a colon: {name!r}")
+    _registered[name] = factory
+
+
+def list_policies() -> list[str]:
+    """Return the names that `make_policy` takes, without importing any policy."""
+    return sorted({*_registered, *_entry_points()})
+
+
+def make_policy(name: str, **keywords: Any) -> Policy:
+    """Return a policy by its name, for example `"random"` or `"sb3:agent.zip"`.
+
+    Args:
+        name: a name of `list_policies()`; behind a colon, what that policy is made from (a file).
+        **keywords: of the policy.
+
+    Raises:
+        UnknownName: there is no policy of that name.
+        BrokenDependency: its module cannot be imported.
+    """
+    key, colon, argument = name.partition(":")
+    factory = _registered.get(key)
+    if factory is None:
+        found = _entry_points()
+        if key not in found:
+            raise UnknownName(
+                "policy", key, list_policies(), "this environment (after adding an entry point, "
+                "repeat `pip install`)",
+            )
+        factory = _load(found[key])
+    return factory(argument, **keywords) if colon else factory(**keywords)
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        known = found.get(point.name)
+        if known is not None and known.value != point.value:
+            raise ValueError(
+                f"two packages offer a policy named {point.name!r}: {known.value} and {point.value}. "
+                "Uninstall or rename one"
+            )
+        found[point.name] = point
+    return found
+
+
+def _load(point: EntryPoint) -> Callable[..., Any]:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise BrokenDependency(
+            f"the policy {point.name!r} ({point.value}) cannot be loaded: {error}"
+        ) from error

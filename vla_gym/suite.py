@@ -1,0 +1,270 @@
+"""What a benchmark suite is: data (`Suite`, `Task`, `Layout`) and a small `Simulator` object.
+
+A suite is described without starting anything, so that ids, spaces and spec sheets exist on a
+machine that lacks its simulator. `VLAEnv` turns a `Simulator` into the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "ActionMode",
+    "Camera",
+    "Entry",
+    "Frame",
+    "Keyword",
+    "Layout",
+    "Setup",
+    "Simulator",
+    "SimulatorInfo",
+    "Suite",
+    "Task",
+]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of an action or proprio vector.
+
+    Attributes:
+        name: for example `"dx"` or `"gripper"`.
+        unit: `"m"`, `"rad"`, `"rad/s"` or `""` for a number without unit.
+        frame: the coordinate frame, `""` where it has none.
+        scale: what +1 means in `unit` (actions); 1.0 for an entry that is not normalised.
+        note: sign, range or that the suite ignores it.
+    """
+
+    name: str
+    unit: str = ""
+    frame: str = ""
+    scale: float = 1.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ActionMode:
+    """One way to command a suite's robot, and how its entries become the suite's own vector.
+
+    Attributes:
+        entries: one per action entry, in order.
+        native: for each entry, `(index, gain)` in the suite's own vector, or None where the suite
+            ignores it. Gains are +1 or -1 wherever the suite's own range is [-1, 1] too, so that
+            the conversion is exact in float32.
+        native_dim: length of the suite's own vector.
+    """
+
+    entries: tuple[Entry, ...]
+    native: tuple[tuple[int, float] | None, ...]
+    native_dim: int
+
+    def __post_init__(self) -> None:
+        if len(self.entries) != len(self.native):
+            raise ValueError(
+                f"an ActionMode needs one `native` item per entry: {len(self.entries)} entries, "
+                f"{len(self.native)} items"
+            )
+
+    def to_native(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map a checked action, shape (len(entries),), to the suite's vector, (native_dim,)."""
+        vector = np.zeros(self.native_dim, dtype=np.float32)
+        for value, target in zip(action, self.native, strict=True):
+            if target is not None:
+                index, gain = target
+                vector[index] = gain * value
+        return vector
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera: its name in the suite and how its picture was turned to stand upright."""
+
+    native: str
+    turned: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """A `gym.make` keyword that only this suite has."""
+
+    default: Any
+    choices: tuple[Any, ...]
+    doc: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The spaces of one task under given keywords.
+
+    Attributes:
+        action_modes: name -> ActionMode; always holds `"ee_delta"` and `"native"`.
+        proprio: form -> entries; always holds `"eef"` and `"joints"`.
+        state_dim: length of the privileged state vector.
+        cameras: name -> Camera; always holds `"primary"` and `"wrist"`.
+        robot: the robot's name.
+    """
+
+    action_modes: Mapping[str, ActionMode]
+    proprio: Mapping[str, tuple[Entry, ...]]
+    state_dim: int
+    cameras: Mapping[str, Camera]
+    robot: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a suite.
+
+    Attributes:
+        name: CamelCase, the second part of its id.
+        native: its name in the suite.
+        instruction: the canonical language command.
+        paraphrases: other wordings of the same command, none equal to `instruction`.
+        success: the suite's own success rule in words.
+        horizon: control steps after which an episode is truncated.
+        tags: for example a difficulty group.
+    """
+
+    name: str
+    native: str
+    instruction: str
+    paraphrases: tuple[str, ...]
+    success: str = ""
+    horizon: int = 500
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SimulatorInfo:
+    """One simulator that can run a suite.
+
+    Attributes:
+        name: what `gym.make(simulator=...)` takes and `info["simulator"]` reports.
+        entry_point: `"module:Class"` of the `Simulator`, called with a `Setup`.
+        modules: top-level modules that must be installed.
+        extra: the extra of vla-gym that installs them.
+        distributions: packages whose versions belong beside a score.
+    """
+
+    name: str
+    entry_point: str
+    modules: tuple[str, ...] = ()
+    extra: str = ""
+    distributions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One benchmark: data only.
+
+    Attributes:
+        name: the first part of its ids.
+        tasks: name -> Task.
+        simulators: in the order in which `simulator="auto"` tries them.
+        control_hz: control steps per simulated second.
+        terminate_on_success: the suite's own habit.
+        layout: `(task, keywords) -> Layout`.
+        reward: which native reward, with its version and range.
+        keywords: `gym.make` keywords of this suite.
+        options: name -> what `reset(options={name: ...})` means.
+        version: of the ids; raised when anything that a user can see changes.
+    """
+
+    name: str
+    tasks: Mapping[str, Task]
+    simulators: tuple[SimulatorInfo, ...]
+    control_hz: float
+    terminate_on_success: bool
+    layout: Callable[[Task, Mapping[str, Any]], Layout]
+    reward: str
+    keywords: Mapping[str, Keyword] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    version: int = 0
+
+    def id(self, task: str) -> str:
+        """Return the Gymnasium id of one of the suite's tasks."""
+        return f"VLA/{self.name}-{task}-v{self.version}"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a simulator is asked to run and to report: plain values only, so that it can travel.
+
+    Attributes:
+        suite, task: names, as in the id.
+        native_task: the task's name in the suite.
+        action_mode: the suite's vector arrives already converted; a simulator with several
+            controllers picks one by this name.
+        cameras: contract names of the cameras that every frame must show.
+        image_size: height and width of those images [pixels].
+        proprio: `"eef"` or `"joints"`.
+        state: whether frames carry the privileged state.
+        render_quality: `"exact"` or `"fast"`.
+        keywords: the suite's own keywords, all of them.
+    """
+
+    suite: str
+    task: str
+    native_task: str
+    action_mode: str
+    cameras: tuple[str, ...]
+    image_size: int
+    proprio: str
+    state: bool
+    render_quality: str
+    keywords: Mapping[str, Any]
+
+
+class Frame(NamedTuple):
+    """What a simulator reports after a reset or a step.
+
+    Attributes:
+        images: camera -> uint8 (H, W, 3), upright RGB.
+        proprio: float64 (n,), as the layout says.
+        state: float64 (state_dim,), or None where it was not asked for.
+        reward: the suite's own reward; 0 at reset.
+        success: whether the task is solved at this moment.
+        terminated: the suite itself ended the episode.
+        info: further plain values.
+        instructions: wordings of the command now in force, canonical first; empty where it is
+            simply the task's.
+    """
+
+    images: dict[str, NDArray[np.uint8]]
+    proprio: NDArray[np.float64]
+    state: NDArray[np.float64] | None
+    reward: float
+    success: bool
+    terminated: bool = False
+    info: dict[str, Any] = {}
+    instructions: tuple[str, ...] = ()
+
+
+class Simulator(Protocol):
+    """One running task. Nothing here knows of Gymnasium; `VLAEnv` gives it the contract."""
+
+    def reset(self, seed: int, options: Mapping[str, Any]) -> Frame:
+        """Start an episode that is a function of `seed` and `options` alone.
+
+        Raises:
+            InvalidOption: an option has a value that is not valid.
+        """
+        ...
+
+    def step(self, action: NDArray[np.float32]) -> Frame:
+        """Apply one action in the suite's own layout, shape (native_dim,)."""
+        ...
+
+    def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        """Return the picture of a camera of the layout: uint8 (height, width, 3), upright."""
+        ...
+
+    def close(self) -> None:
+        """Free what the simulator holds. Called once."""
+        ...
