@@ -10,6 +10,7 @@ gymnasium, numpy and our own light files: no simulator, no torch.
 """
 
 from vla_gym import registration
+from vla_gym._version import __version__
 from vla_gym.conformance import check_contract
 from vla_gym.contract import SpecSheet
 from vla_gym.env import VLAEnv
@@ -17,7 +18,7 @@ from vla_gym.instruction import Instruction
 from vla_gym.policy import Policy, PolicySpec, list_policies, make_policy
 from vla_gym.registration import list_ids, register_suite
 
-__version__ = "0.1.0"
+
 
 __all__ = [
     "Instruction",
