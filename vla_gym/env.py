@@ -17,6 +17,7 @@ from vla_gym.deps import find_missing
 from vla_gym.errors import DependencyNotInstalled, InvalidOption, UnknownName
 from vla_gym.instruction import INSTRUCTION_FORMS, encode
 from vla_gym.suite import Frame, Setup, Simulator, SimulatorInfo, Suite
+from vla_gym.worker import RemoteSimulator, find_interpreter
 
 __all__ = ["VLAEnv"]
 
@@ -116,7 +117,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UnknownName("render_mode", render_mode, self.metadata["render_modes"], env_id)
         self._info = _choose_simulator(the_suite, simulator, env_id, python)
-        self._python = python
+        self._python = python if python is None else find_interpreter(python)
 
         self._suite, self._task, self._layout = the_suite, the_task, layout
         self._mode = layout.action_modes[action_mode]
@@ -282,8 +283,6 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
     def _open(self) -> Simulator:
         module, _, name = self._info.entry_point.partition(":")
         if self._python is not None:
-            from vla_gym.worker import RemoteSimulator
-
             return RemoteSimulator(self._python, self._info.entry_point, self._setup)
         return getattr(importlib.import_module(module), name)(self._setup)
 
