@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_gym import SpecSheet
+from vla_gym import PolicySpec, SpecSheet
 
 __all__ = ["RandomPolicy"]
 
@@ -19,6 +19,8 @@ class RandomPolicy:
         action_dim: number of entries; `for_env` sets it from the env's spec sheet.
         seed: of the first draws; `set_random_seed` starts them anew.
     """
+
+    spec = PolicySpec(cameras=())  # it sees nothing, so nothing need be rendered for it
 
     def __init__(self, action_dim: int | None = None, seed: int = 0) -> None:
         self._action_dim = action_dim

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_gym import SpecSheet
+from vla_gym import PolicySpec, SpecSheet
 
 __all__ = ["ZeroPolicy"]
 
@@ -18,6 +18,8 @@ class ZeroPolicy:
     Args:
         action_dim: number of entries; `for_env` sets it from the env's spec sheet.
     """
+
+    spec = PolicySpec(cameras=())  # it sees nothing, so nothing need be rendered for it
 
     def __init__(self, action_dim: int | None = None) -> None:
         self._action_dim = action_dim
