@@ -4,10 +4,10 @@ What differs from using robosuite directly, and why:
 
 - `reset(seed)` means something: the episode is a function of the seed alone. It is bit-equal to
   `env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state; env.reset()` on
-  an upstream env with `hard_reset=True` (its samplers keep the Generator object of their first
-  episode, so that replacing `env.rng` would not reach them). One exception: NutAssemblySingle and
-  PickPlaceSingle upstream draw their object from a Python set of names, whose order changes from
-  process to process; here the names are sorted before the draw.
+  an upstream env with `hard_reset=True` and `has_offscreen_renderer=True` (its samplers keep the
+  Generator object of their first episode: replacing `env.rng` would not reach them). One exception:
+  NutAssemblySingle and PickPlaceSingle upstream draw their object from a Python set of names, whose
+  order changes from process to process; here the names are sorted before the draw.
 - No GL of robosuite's: pictures come from `vla_gym.rendering` and equal upstream's own pixels.
 - Gripper +1 opens in `ee_delta`; natively +1 closes, for every robot here.
 - The controller's frame: OSC_POSE takes deltas in the frame of the site `robot0_right_center`
@@ -249,7 +249,7 @@ _NO_WARNINGS = _NoWarnings()
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep upstream's notices (private macros, optional packages, joint limits) off the terminal."""
+    """Keep notices (private macros, optional packages, joint limits) off the terminal."""
     logger = logging.getLogger("robosuite_logs")
     logger.addFilter(_NO_WARNINGS)
     try:
@@ -344,8 +344,7 @@ class RobosuiteSimulator:
         robot = self._setup.keywords["robot"]
         if self._turn:
             keywords["controller_configs"] = self._make_wide_config(robot)
-        env = self._robosuite.make(
-            self._setup.native_task,
+        env = self._build(
             robots=[robot] * self._arms if self._arms > 1 else robot,
             has_renderer=False,
             has_offscreen_renderer=False,
@@ -367,14 +366,34 @@ class RobosuiteSimulator:
         # The constructor has just loaded the model and drawn the initial state; reset() must do
         # everything but that.
         skipped = ("_load_model", "_initialize_sim", "_reset_internal", "_destroy_sim")
-        for name in skipped:
-            setattr(env, name, lambda: None)
+        own = {name: vars(env)[name] for name in skipped if name in vars(env)}
+        vars(env).update({name: lambda: None for name in skipped})
         try:
-            observation = env.reset()
+            return env.reset()
         finally:
             for name in skipped:
-                delattr(env, name)
-        return observation
+                del vars(env)[name]
+            vars(env).update(own)
+
+    def _build(self, **keywords: Any) -> Any:
+        """Return upstream's env, each of whose models is run forward twice before an episode.
+
+        Upstream's own off-screen renderer does so (utils/binding_utils.py, `MjRenderContext`). The
+        solver starts from what the last run found, so that the number of runs shows in the last
+        bits of all that follows; with the second run an episode here, with pictures or without, is
+        the episode of an upstream env that can render.
+        """
+        task = self._robosuite.environments.REGISTERED_ENVS[self._setup.native_task]
+        env = task.__new__(task)
+        initialize = env._initialize_sim
+
+        def initialize_and_run(xml_string: str | None = None) -> None:
+            initialize(xml_string)
+            env.sim.forward()
+
+        env._initialize_sim = initialize_and_run
+        env.__init__(**keywords)
+        return env
 
     def _make_wide_config(self, robot: str) -> Any:
         """Return the default controller with its range doubled at the same scale.
