@@ -13,7 +13,7 @@ __all__ = ["get_suite", "get_task", "list_ids", "list_suites", "register_suite"]
 
 SUITE_MODULES = (
     "vla_gym.suites.toy",
-    # "vla_gym.suites.metaworld",
+    "vla_gym.suites.metaworld",
     "vla_gym.suites.robosuite",
 )
 """A new benchmark is one module with a `SUITE`, and one line here."""
