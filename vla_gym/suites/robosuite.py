@@ -14,7 +14,15 @@ What differs from using robosuite directly, and why:
   (controllers/composite/composite_controller.py, `get_controller_base_pose`). It is fixed to the
   robot's base for five robots. For IIWA and XArm7 it sits on the first moving link and turns with
   the first joint; there `ee_delta` is turned into that frame before each step. In two-arm tasks
-  each arm has its own base frame; the two face each other.
+  each arm has its own base frame; the two face each other. Deltas count from where the end
+  effector is, not from the last goal.
+- An episode goes on after success, except in Wipe, which upstream ends on success, on contact of
+  the arm with the table and near a joint limit.
+- Wipe's reward is scaled by the horizon: upstream's env is made with ours, 500.
+
+`state` is in the world frame, where the robot's base stands at about x = -0.56 m, z = 0.91 m.
+Positions in `proprio` and `state` are upstream's: those of the last physics step's kinematics,
+2 ms before the joint positions beside them.
 """
 
 from __future__ import annotations
@@ -98,6 +106,8 @@ REFUSED = {
     ("TwoArmHandover", "XArm7"): "robosuite 1.5.2 names finger pads for its gripper that its model "
     "does not have (models/grippers/xarm7_gripper.py), so that no grasp, and with it no handover, "
     "is ever seen",
+    ("Wipe", "Sawyer"): "in its initial pose the arm touches something, so that robosuite 1.5.2 "
+    "ends every episode after its first step",
 }
 """(task, robot) -> why the two cannot be combined."""
 
@@ -175,7 +185,9 @@ def _layout(task: Task, keywords: Mapping[str, Any]) -> Layout:
         )
     joints = ROBOTS[robot].joints
     gripper = task.native not in _NO_GRIPPER
-    note = "; the sign alone counts, 0 holds the fingers' command"
+    # models/grippers/*.py, format_action: the sign, times a speed, moves the fingers' command.
+    # Panda and most others take 10 steps from shut to open, Jaco 200.
+    note = "; the sign alone counts, 0 holds the fingers where they are"
     entries = ee_delta_entries(POSITION_M, ROTATION_RAD, note)
     native = tuple(
         Entry(name, unit, "controller base", scale)
