@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from ctypes.util import find_library
 
 import gymnasium as gym
 import numpy as np
@@ -385,6 +386,7 @@ env.close()
 """
 
 
+@pytest.mark.skipif(find_library("OSMesa") is None, reason="libosmesa6 is not installed")
 def test_osmesa_works_too():
     run_python(OSMESA, MUJOCO_GL="osmesa")
 
