@@ -1,0 +1,493 @@
+"""One page that shows an evaluation: `report.html`, with `report.md` and `report.csv` beside it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vla_gym.deps import require
+from vla_gym.errors import InvalidOption
+from vla_gym.evaluation.metrics import Interval, Summary, pool, summarize
+from vla_gym.evaluation.records import Record, load_records, load_runs
+
+__all__ = ["DASH", "format_interval", "format_number", "format_rate", "write_report"]
+
+DASH = "\u2013"
+"""Stands where there is no data; a 0 would be a claim."""
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C8C", "#B8A800")
+"""Told apart by colour-blind readers too. Source: Okabe and Ito 2008, Color Universal Design; the
+last two are darker than theirs, to be seen on white."""
+
+TASKS_PER_ROW = 6
+BAR_INCHES = 0.36
+
+_INK = "#010203"
+"""Becomes the page's text colour, light or dark."""
+
+
+_COLUMNS = (
+    *("policy", "id", "n", "successes", "crashed", "success_rate", "wilson95_low"),
+    *("wilson95_high", "mean_return", "t95_low", "t95_high", "mean_length", "mean_seconds"),
+    "policy_ms_per_step",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One policy on one task, ready to print."""
+
+    policy: str
+    colour: str
+    rate: str
+    interval: str
+    counts: str
+    percent: float
+    best: bool
+    crashed: int
+    why: str
+    mean_return: str
+    return_interval: str
+    length: str
+    seconds: str
+    policy_ms: str
+    video: str
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task, ready to print."""
+
+    id: str
+    name: str
+    simulator: str
+    instruction: str
+    cells: tuple[Cell, ...]
+
+
+def write_report(
+    folders: Sequence[str | Path], out: str | Path | None = None, title: str | None = None
+) -> Path:
+    """Write `report.html`, `report.md` and `report.csv` from the records of one or more folders.
+
+    Where two folders hold the same policy on the same task, the later one's policy is shown under
+    a label of its own.
+
+    Args:
+        folders: as `vla_gym.evaluation.evaluate.evaluate` has written them.
+        out: folder of the report; None is the first of `folders`.
+        title: of the page; None counts policies and tasks.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        InvalidOption: the folders hold no records.
+    """
+    paths = [Path(folder) for folder in folders]
+    records, videos = _gather(paths)
+    if not records:
+        raise InvalidOption(
+            f"no episodes in {', '.join(map(str, paths))}; `vla-gym eval --out DIR` writes them"
+        )
+    runs = [run for path in paths for run in load_runs(path)]
+    summaries = summarize(records)
+    target = paths[0] if out is None else Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    page = _Page(records, summaries, runs, videos, title)
+    (target / "report.csv").write_text(_csv(summaries), encoding="utf-8")
+    (target / "report.md").write_text(page.markdown(), encoding="utf-8")
+    html = target / "report.html"
+    html.write_text(page.html(), encoding="utf-8")
+    return html
+
+
+def format_rate(rate: float | None) -> str:
+    """Return a success rate as a percentage, a dash without data."""
+    return DASH if rate is None else f"{100 * rate:.0f} %"
+
+
+def format_interval(interval: Interval | None) -> str:
+    """Return an interval of rates in percent, a dash without data."""
+    if interval is None:
+        return DASH
+    return f"{100 * interval.low:.0f}{DASH}{100 * interval.high:.0f} %"
+
+
+def format_number(value: float | None, digits: int = 1) -> str:
+    """Return a number with so many decimals, a dash without data."""
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def _gather(folders: list[Path]) -> tuple[list[Record], dict[tuple[str, str], Path]]:
+    """Return the records of all folders, and the video of each policy and id."""
+    records: list[Record] = []
+    videos: dict[tuple[str, str], Path] = {}
+    for folder in folders:
+        taken = {(record.policy, record.id) for record in records}
+        for record in load_records(folder):
+            if (record.policy, record.id) in taken:
+                record = replace(record, policy=f"{record.policy} ({folder.name})")
+            records.append(record)
+            if record.video and (folder / record.video).is_file():
+                videos[record.policy, record.id] = folder / record.video
+    return records, videos
+
+
+class _Page:
+    """What the templates show, computed once for both."""
+
+    def __init__(
+        self,
+        records: list[Record],
+        summaries: list[Summary],
+        runs: list[dict[str, Any]],
+        videos: dict[tuple[str, str], Path],
+        title: str | None,
+    ) -> None:
+        self._by_key = {(s.policy, s.id): s for s in summaries}
+        self._first = {}
+        for record in records:
+            self._first.setdefault((record.policy, record.id), record)
+            if (record.policy, record.id) in videos and record.video:
+                self._first[record.policy, record.id] = record
+        mismatches = [item for run in runs for item in run.get("mismatches", [])]
+        self._why = {(item["policy"], item["id"]): item["why"] for item in mismatches}
+        ordered = [name for run in runs for name in run.get("policies", {})]
+        present = {s.policy for s in summaries}
+        self.policies = [name for name in dict.fromkeys(ordered) if name in present]
+        self.policies += [s.policy for s in summaries if s.policy not in self.policies]
+        self.policies = list(dict.fromkeys(self.policies))
+        self.ids = list(dict.fromkeys(s.id for s in summaries))
+        self._records, self._runs, self._videos = records, runs, videos
+        self.colours = {p: COLOURS[i % len(COLOURS)] for i, p in enumerate(self.policies)}
+        self.title = title or (
+            f"{_count(len(self.policies), 'policy', 'policies')} on "
+            f"{_count(len(self.ids), 'task', 'tasks')}"
+        )
+        self.rows = [self._row(env_id) for env_id in self.ids]
+
+    def html(self) -> str:
+        """Return the page: one file that needs nothing else."""
+        jinja = require("jinja2", "eval", "report.html")
+        environment = jinja.Environment(
+            loader=jinja.FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja.StrictUndefined,
+        )
+        return environment.get_template("report.html.j2").render(
+            **self._facts(), plot=_plot(self), colours=self.colours
+        )
+
+    def markdown(self) -> str:
+        """Return the same without pictures, to paste into an issue or a paper's notes."""
+        facts = self._facts()
+        lines = [f"# {self.title}", "", facts["lead"], ""]
+        lines += [f"- **{name}**: {value}" for name, value in facts["protocol"]]
+        lines += ["", "| task | " + " | ".join(self.policies) + " |"]
+        lines += ["|---|" + "---|" * len(self.policies)]
+        for row in self.rows:
+            cells = (
+                f"{c.rate} [{c.interval}], {c.counts}" if c.counts else c.rate for c in row.cells
+            )
+            lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+        if facts["pooled"]:
+            cells = (f"{c['rate']} [{c['interval']}], {c['counts']}" for c in facts["pooled"])
+            lines.append("| all episodes | " + " | ".join(cells) + " |")
+        lines += ["", f"Intervals: {facts['interval_note']}"]
+        for crash in facts["crashes"]:
+            lines += ["", f"Crashed: {crash['policy']} on {crash['name']}: {crash['error']}"]
+        lines += ["", "| package | version |", "|---|---|"]
+        lines += [f"| {name} | {version} |" for name, version in facts["versions"].items()]
+        lines += ["", f"Machine: {facts['machine']}", ""]
+        lines += [f"    {command}" for command in facts["commands"]]
+        return "\n".join(lines) + "\n"
+
+    def _facts(self) -> dict[str, Any]:
+        crashed = [record for record in self._records if record.outcome == "crashed"]
+        seeds = sorted({record.seed for record in self._records})
+        return {
+            "title": self.title,
+            "lead": self._lead(len(crashed)),
+            "policies": self.policies,
+            "rows": self.rows,
+            "protocol": self._protocol(seeds),
+            "per_task": self._per_task(),
+            "per_pair": self._per_pair(),
+            "pooled": self._pooled(),
+            "interval_note": (
+                "success rates have Wilson score 95 % intervals, mean returns Student's t 95 % "
+                "intervals. Crashed episodes have no outcome: they are counted, and not in n."
+            ),
+            "crashes": [
+                {"policy": r.policy, "name": _name(r.id), "seed": r.seed, "error": r.error}
+                for r in crashed
+            ],
+            "versions": self._versions(),
+            "machine": _machine(self._runs[-1]["machine"]) if self._runs else DASH,
+            "commands": list(dict.fromkeys(run["command"] for run in self._runs)),
+            "date": max((record.date for record in self._records), default="")[:10],
+            "has_videos": bool(self._videos),
+            "dash": DASH,
+        }
+
+    def _lead(self, crashed: int) -> str:
+        done = len(self._records) - crashed
+        sizes = sorted({s.n + s.crashed for s in self._by_key.values()})
+        each = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        text = f"{done} episodes, {each} for each policy and task"
+        if crashed:
+            text += f"; a further {crashed} crashed and have no outcome"
+        return text + "."
+
+    def _protocol(self, seeds: list[int]) -> list[tuple[str, str]]:
+        """Return what all policies and tasks have in common; the rest is in two further tables."""
+        consecutive = seeds == list(range(seeds[0], seeds[-1] + 1))
+        span = f"{seeds[0]} to {seeds[-1]}" if consecutive else ", ".join(map(str, seeds))
+        first = self._records[0].protocol
+        ends = {record.protocol["terminate_on_success"] for record in self._records}
+        sampled = {record.protocol["deterministic"] for record in self._records} != {True}
+        simulators = dict.fromkeys(record.protocol["simulator"] for record in self._records)
+        facts = [
+            ("Success", "the task is solved after any step of the episode (not only the last)"),
+            ("Seeds", f"{span}, the same for every policy: episodes are paired"),
+            ("Simulator", ", ".join(simulators)),
+            ("Episode ends", "at success or at the horizon" if ends == {True} else "see below"),
+            ("Actions", "sampled" if sampled else "deterministic (a policy's mode)"),
+            ("Intervals", "95 %; Wilson for success rates, Student's t for mean returns"),
+        ]
+        shared = {
+            "render_quality": "Rendering",
+            "instruction": "Instruction as",
+            "paraphrase": "Paraphrases",
+        }
+        for key, label in shared.items():
+            values = {str(record.protocol.get(key)) for record in self._records}
+            if len(values) == 1:
+                facts.append((label, _plain(first.get(key))))
+        return facts
+
+    def _per_task(self) -> list[dict[str, str]]:
+        rows = []
+        for env_id in self.ids:
+            found = [record.protocol for record in self._records if record.id == env_id]
+            horizons = sorted({str(protocol["horizon"]) for protocol in found})
+            rows.append(
+                {
+                    "id": env_id,
+                    "success": str(found[0]["success_rule"]),
+                    "horizon": ", ".join(horizons),
+                    "control_hz": f"{found[0]['control_hz']:g}",
+                    "reward": ", ".join(dict.fromkeys(str(p["reward"]) for p in found)),
+                    "robot": str(found[0]["robot"]),
+                }
+            )
+        return rows
+
+    def _per_pair(self) -> list[dict[str, str]]:
+        """Return what each policy sees and speaks, tasks with the same in one row."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for (policy, env_id), record in self._first.items():
+            p = record.protocol
+            sees = ["proprio (" + p["proprio"] + ")"]
+            sees += [f"{', '.join(p['cameras'])} at {p['image_size']} px"] if p["cameras"] else []
+            sees += ["privileged state"] if p["state"] else []
+            keywords = ", ".join(f"{k}={v}" for k, v in p["keywords"].items()) or DASH
+            key = (policy, p["policy_source"], ", ".join(sees), p["action_mode"], keywords)
+            groups.setdefault(key, []).append(_name(env_id))
+        names = ("policy", "source", "sees", "action_mode", "keywords")
+        return [
+            dict(zip(names, key, strict=True)) | {"tasks": ", ".join(tasks)}
+            for key, tasks in groups.items()
+        ]
+
+    def _pooled(self) -> list[dict[str, str]]:
+        """Return each policy's rate over all tasks, a dash where it has not played all of them."""
+        if len(self.ids) < 2:
+            return []
+        cells = []
+        for policy in self.policies:
+            found = [self._by_key.get((policy, env_id)) for env_id in self.ids]
+            present = [summary for summary in found if summary is not None and summary.n]
+            complete = len(present) == len(self.ids)
+            successes, n, rate, interval = pool(present) if complete else (0, 0, None, None)
+            cells.append(
+                {
+                    "rate": format_rate(rate),
+                    "interval": format_interval(interval),
+                    "counts": f"{successes}/{n}" if n else "not on all tasks",
+                }
+            )
+        return cells
+
+    def _versions(self) -> dict[str, str]:
+        found: dict[str, dict[str, None]] = {}
+        for record in self._records:
+            for name, version in record.protocol["versions"].items():
+                found.setdefault(name, {})[version] = None
+        return {name: ", ".join(versions) for name, versions in found.items()}
+
+    def _row(self, env_id: str) -> Row:
+        found = [record for record in self._records if record.id == env_id]
+        spoken = next((record.instruction for record in found if record.instruction), "")
+        best = max((self._by_key[k].rate or 0.0 for k in self._by_key if k[1] == env_id), default=0)
+        return Row(
+            id=env_id,
+            name=_name(env_id),
+            simulator=found[0].protocol["simulator"],
+            instruction=spoken,
+            cells=tuple(self._cell(policy, env_id, best) for policy in self.policies),
+        )
+
+    def _cell(self, policy: str, env_id: str, best: float) -> Cell:
+        s = self._by_key.get((policy, env_id))
+        if s is None:
+            s = Summary(policy, env_id, 0, 0, 0, None, None, None, None, None, None, None)
+        why = self._why.get((policy, env_id), "" if s.n or s.crashed else "not evaluated")
+        video = self._videos.get((policy, env_id))
+        returns = DASH
+        if s.return_interval is not None:
+            returns = f"{s.return_interval.low:.1f} to {s.return_interval.high:.1f}"
+        first = self._first.get((policy, env_id))
+        return Cell(
+            policy=policy,
+            colour=self.colours[policy],
+            rate=format_rate(s.rate),
+            interval=format_interval(s.rate_interval),
+            counts=f"{s.successes}/{s.n}" if s.n else "",
+            percent=100 * (s.rate or 0.0),
+            best=s.rate is not None and s.rate == best > 0,
+            crashed=s.crashed,
+            why=why,
+            mean_return=format_number(s.mean_return),
+            return_interval=returns,
+            length=format_number(s.mean_length, 0),
+            seconds=format_number(s.mean_seconds, 2),
+            policy_ms=format_number(s.policy_ms, 2),
+            video="" if video is None else base64.b64encode(video.read_bytes()).decode("ascii"),
+            outcome="" if first is None else first.outcome,
+        )
+
+    def summary_of(self, policy: str, env_id: str) -> Summary | None:
+        """Return the numbers behind a cell."""
+        return self._by_key.get((policy, env_id))
+
+
+def _plot(page: _Page) -> str:
+    """Return the bar plot as SVG markup whose text has the page's colour and font."""
+    matplotlib = require("matplotlib", "eval", "the plot")
+    figures = require("matplotlib.figure", "eval", "the plot")
+    chunks = [page.ids[i : i + TASKS_PER_ROW] for i in range(0, len(page.ids), TASKS_PER_ROW)]
+    group = (len(page.policies) + 1.2) * BAR_INCHES
+    widest = len(chunks[0])
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "vla-gym",  # the same data give the same file
+        "font.size": 10,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+        "axes.edgecolor": _INK,
+    }
+    with matplotlib.rc_context(settings):
+        figure = figures.Figure((max(7.0, 1.0 + group * widest), 2.9 * len(chunks)))
+        axes = figure.subplots(len(chunks), 1, squeeze=False)[:, 0]
+        for axis, ids in zip(axes, chunks, strict=True):
+            _bars(axis, page, ids, widest)
+        figure.tight_layout(h_pad=2.0)
+        buffer = io.StringIO()
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+        )
+    return _inline(buffer.getvalue())
+
+
+def _bars(axis: Any, page: _Page, ids: list[str], widest: int) -> None:
+    width = 1.0 / (len(page.policies) + 1.2)
+    for k, policy in enumerate(page.policies):
+        for x, env_id in enumerate(ids):
+            summary = page.summary_of(policy, env_id)
+            place = x + (k - (len(page.policies) - 1) / 2) * width
+            if summary is None or summary.rate is None or summary.rate_interval is None:
+                axis.text(place, 2, DASH, ha="center", va="bottom", alpha=0.7)
+                continue
+            rate = 100 * summary.rate
+            low, high = (100 * end for end in summary.rate_interval)
+            axis.bar(place, rate, 0.86 * width, color=page.colours[policy])
+            axis.errorbar(
+                place,
+                rate,
+                [[max(rate - low, 0.0)], [max(high - rate, 0.0)]],
+                color=_INK,
+                elinewidth=1.1,
+                capsize=2.5,
+            )
+            axis.text(place, high + 2, f"{rate:.0f}", ha="center", va="bottom", fontsize=8)
+    axis.set_xlim(-0.5, widest - 0.5)
+    axis.set_ylim(0, 112)
+    axis.set_yticks([0, 25, 50, 75, 100])
+    axis.set_xticks(range(len(ids)), [_name(env_id) for env_id in ids])
+    axis.set_ylabel("success rate [%]")
+    axis.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+
+
+def _inline(svg: str) -> str:
+    """Return the `<svg>` element alone, without what only a file of its own needs."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = svg.replace("xlink:href", "href").replace(_INK, "currentColor")
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # the page's own font
+    size = r'<svg ([^>]*?)width="([\d.]+)pt"([^>]*?)height="[\d.]+pt"'
+    size_back = r'<svg ([^>]*?)height="[\d.]+pt"([^>]*?)width="([\d.]+)pt"'
+    svg = re.sub(size, r'<svg \1style="max-width:\2pt"\3', svg, count=1)
+    return re.sub(size_back, r'<svg \1style="max-width:\3pt"\2', svg, count=1)
+
+
+def _csv(summaries: list[Summary]) -> str:
+    """Return one row per policy and id; an empty field is a number that does not exist."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for s in summaries:
+        rate, returns = s.rate_interval or ("", ""), s.return_interval or ("", "")
+        values = (s.rate, *rate, s.mean_return, *returns, s.mean_length, s.mean_seconds)
+        fields = ["" if value in (None, "") else f"{value:.6g}" for value in (*values, s.policy_ms)]
+        writer.writerow([s.policy, s.id, s.n, s.successes, s.crashed, *fields])
+    return buffer.getvalue()
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    memory = f", {machine['memory_gib']} GiB memory" if machine.get("memory_gib") else ""
+    return (
+        f"{machine['processor']}, {_count(machine['cores'], 'core', 'cores')}{memory}, "
+        f"{machine['system']}, Python {machine['python']}"
+    )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _name(env_id: str) -> str:
+    return re.sub(r"-v\d+$", "", env_id.removeprefix("VLA/"))
