@@ -287,7 +287,8 @@ def check_base_frame(task: str, robot: str) -> None:
             else:
                 moved = rotation_vector(read_rotation(after) @ read_rotation(before).T)
             share = moved[entry % 3] / np.linalg.norm(moved)
-            assert share > 0.93, (arm, entry, moved)
+            # Not 1: the arm lags behind its goal, XArm7 most (0.92). A wrong frame gives 0 or -1.
+            assert share > 0.9, (arm, entry, moved)
     env.close()
 
 
