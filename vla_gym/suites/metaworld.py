@@ -6,7 +6,7 @@ and pictures. An episode equals that of a freshly constructed upstream env after
 generator, the pictures stand upright, actions and proprio follow the contract.
 
 Frames: the robot's base (body `base`) stands at the world's origin, unturned, so that base frame
-and world frame are one. +y points away from the robot across the table, +x to the robot's right, z up.
+and world frame are one. +y points away from the robot across the table, +x to its right, z up.
 """
 
 from __future__ import annotations
@@ -126,9 +126,13 @@ class MetaWorldSimulator:
     """One Meta-World task. See the module's docstring.
 
     Upstream's envs carry things from one episode into the next: `reset` simulates 50 steps of the
-    hand before it clears the simulation, with the model as the last goal has left it, and several
-    tasks keep fields that they set along the way. So each reset first puts model, simulation and
-    fields back to where the constructor has left them.
+    hand with the model as the last goal has left it before it clears the simulation, and tasks keep
+    fields from then (in push-v3 and push-back-v3 the height of the goal's marker differs). So each
+    reset first puts model, simulation and fields back to where the constructor has left them.
+
+    Upstream's first observation and picture are kept as they are, though some tasks set joints
+    after their last `mj_forward`: window-close-v3 shows its window closed until the first step, and
+    seven other tasks show parts up to 0.5 mm from where the first step begins.
     """
 
     def __init__(self, setup: Setup) -> None:
