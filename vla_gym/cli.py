@@ -1,0 +1,423 @@
+"""`vla-gym`: list, show, evaluate, report. The only module of this package that prints."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import gymnasium as gym
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vla_gym import registration
+from vla_gym.deps import find_missing, require
+from vla_gym.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from vla_gym.contract import SpecSheet
+    from vla_gym.evaluation.evaluate import PolicySource
+    from vla_gym.evaluation.records import Record
+    from vla_gym.suite import Entry, Suite
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Robot-manipulation benchmarks as Gymnasium envs, and honest scores for policies on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+EXIT_CRASHED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
+Keywords = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keyword",
+        "-k",
+        metavar="KEY=VALUE",
+        help="A keyword of gym.make, e.g. image_size=224 or cameras=primary,wrist. Repeatable.",
+    ),
+]
+Workers = Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes.")]
+
+
+def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Show an error that a user can act on as one red paragraph, without a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **keywords: Any) -> None:
+        try:
+            command(*args, **keywords)
+        except (gym.error.Error, OSError) as error:
+            errors.print(f"[bold red]Error:[/] [red]{escape(str(error))}[/]", highlight=False)
+            raise typer.Exit(EXIT_ERROR) from error
+
+    return run
+
+
+@app.command("eval")
+@_plain_errors
+def evaluate_command(
+    policy: Annotated[
+        list[str],
+        typer.Option(
+            "--policy", "-p", help="Name, name:file, or label=name. Repeatable.", metavar="POLICY"
+        ),
+    ],
+    env: Annotated[
+        list[str],
+        typer.Option("--env", "-e", help="Id or glob, e.g. 'MetaWorld-*'. Repeatable."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; an old one is continued.")],
+    episodes: Annotated[int, typer.Option("--episodes", "-n", min=1, help="Per pair.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Of the first episode.")] = 0,
+    workers: Workers = 1,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Horizon of every task.")] = None,
+    keyword: Keywords = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Sample actions instead of the policies' modes.")
+    ] = False,
+    video: Annotated[bool, typer.Option(help="Film the first episode of each pair.")] = True,
+    skip_mismatches: Annotated[
+        bool, typer.Option("--skip-mismatches", help="Leave out pairs that do not fit.")
+    ] = False,
+) -> None:
+    """Evaluate policies side by side: every policy plays the same seeded episodes of every task.
+
+    The exit code is 0, 1 if an episode crashed, 2 if something asked for is not possible.
+    """
+    crashed = run_evaluation(
+        read_policies(policy),
+        env,
+        out,
+        episodes=episodes,
+        seed=seed,
+        workers=workers,
+        max_steps=max_steps,
+        keywords=read_keywords(keyword or []),
+        deterministic=not sample,
+        video=video,
+        skip_mismatches=skip_mismatches,
+    )
+    if crashed:
+        raise typer.Exit(EXIT_CRASHED)
+
+
+@app.command("list")
+@_plain_errors
+def list_command(
+    pattern: Annotated[list[str] | None, typer.Argument(help="Ids or globs; all if none.")] = None,
+) -> None:
+    """List every id, what it asks for, its simulator, and whether that is installed here."""
+    from vla_gym.evaluation.evaluate import find_ids
+
+    wanted = set(find_ids(pattern)) if pattern else None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("id", "instruction", "simulator", "runs here"):
+        table.add_column(name, overflow="fold")
+    for suite in registration.list_suites():
+        simulator, status = _availability(suite)
+        for task in suite.tasks.values():
+            if wanted is None or suite.id(task.name) in wanted:
+                table.add_row(suite.id(task.name), escape(task.instruction), simulator, status)
+    console.print(table)
+
+
+@app.command("show")
+@_plain_errors
+def show_command(
+    env_id: Annotated[str, typer.Argument(metavar="ID")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("."),
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0)] = 0,
+    keyword: Keywords = None,
+) -> None:
+    """Write a picture of every camera and a contact sheet, and print what the numbers mean."""
+    from vla_gym.evaluation.evaluate import find_ids
+
+    (first, *more) = find_ids([env_id])
+    if more:
+        raise InvalidOption(f"{env_id!r} names {1 + len(more)} ids; show takes one, e.g. {first}")
+    keywords = read_keywords(keyword or [])
+    env = gym.make(first, **{"cameras": (), **keywords})
+    try:
+        _, info = env.reset(seed=seed)
+        sheet: SpecSheet = env.unwrapped.spec_sheet  # type: ignore[attr-defined]  # ours
+        _print_sheet(sheet, info["instruction"])
+        for path in _save_pictures(env.unwrapped, sheet, out):
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    finally:
+        env.close()
+
+
+@app.command("report")
+@_plain_errors
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the first DIR.")] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+) -> None:
+    """Write report.html, report.md and report.csv from one or more evaluations."""
+    from vla_gym.evaluation.report import write_report
+
+    _print_report(write_report(folders, out, title))
+
+
+@app.command("check-rendering")
+@_plain_errors
+def check_rendering_command() -> None:
+    """Check that pictures can be drawn without a screen; else name the system package."""
+    from vla_gym.rendering import check_rendering
+
+    console.print(check_rendering(), highlight=False)
+
+
+@app.command("demo")
+@_plain_errors
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("results/demo"),
+    episodes: Annotated[int, typer.Option("--episodes", "-n", min=1)] = 20,
+    train_seconds: Annotated[int, typer.Option(min=1, help="For the SAC agent.")] = 60,
+    workers: Workers = os.cpu_count() or 1,
+) -> None:
+    """Train a small agent, evaluate it beside experts and chance, and leave a report."""
+    from vla_gym import demo
+
+    agent = out / "sac-reach.zip"
+    if agent.exists():
+        console.print(f"using the agent in {agent}", highlight=False)
+    else:
+        with console.status(f"training SAC on {demo.TRAIN_ID} for {train_seconds} s"):
+            demo.train_demo_agent(agent, train_seconds)
+    run_evaluation(
+        demo.policies(agent),
+        demo.IDS,
+        out,
+        episodes=episodes,
+        workers=workers,
+        skip_mismatches=True,
+        title=demo.TITLE,
+    )
+
+
+def run_evaluation(
+    policies: dict[str, PolicySource],
+    ids: Sequence[str],
+    out: Path,
+    *,
+    title: str | None = None,
+    **options: Any,
+) -> int:
+    """Evaluate with a progress bar, print the summary, write the report; return the crashes."""
+    for module in ("scipy", "matplotlib", "jinja2", "imageio_ffmpeg"):
+        require(module, "eval", "vla-gym eval")  # before an hour of episodes, not after
+    from vla_gym.evaluation.evaluate import evaluate
+    from vla_gym.evaluation.records import load_records
+
+    with _Progress() as progress:
+        try:
+            records: Sequence[Record] = evaluate(
+                policies,
+                ids,
+                folder=out,
+                on_start=progress.start,
+                on_record=progress.advance,
+                **options,
+            ).records
+        except KeyboardInterrupt:
+            progress.stop()
+            records = load_records(out)
+            console.print("\ninterrupted; the same command goes on from here")
+            if records:
+                _finish(records, out, title)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    _finish(records, out, title)
+    return sum(record.outcome == "crashed" for record in records)
+
+
+def read_policies(items: Sequence[str]) -> dict[str, PolicySource]:
+    """Return label -> name of each `name`, `name:file` or `label=name`."""
+    found: dict[str, PolicySource] = {}
+    for item in items:
+        match = re.fullmatch(r"([^=:/]+)=(.+)", item)
+        label, name = match.groups() if match else (item, item)
+        if label in found:
+            raise InvalidOption(
+                f"two policies are called {label!r}; give one a label: --policy label={name}"
+            )
+        found[label] = name
+    return found
+
+
+def read_keywords(items: Sequence[str]) -> dict[str, Any]:
+    """Return the keywords of `key=value` items; values are Python literals, else text.
+
+    `true`, `false` and `none` count as literals, `a,b` as a tuple.
+    """
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise InvalidOption(f"--keyword {item!r} is not key=value, e.g. image_size=224")
+        found[key] = _read_value(value)
+    return found
+
+
+def _read_value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return tuple(filter(None, text.split(","))) if "," in text else text
+
+
+class _Progress:
+    """A progress bar with rate and remaining time, and the outcomes so far."""
+
+    def __init__(self) -> None:
+        from rich import progress as bars
+
+        self._bar = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[rate]}"),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("left"),
+            bars.TimeRemainingColumn(),
+            bars.TextColumn("[red]{task.fields[crashes]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("making envs", total=None, rate="", crashes="")
+        self._crashed = self._done = 0
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+    def start(self, total: int, finished: int) -> None:
+        if finished:
+            self._bar.console.print(f"{finished} of {total} episodes were finished before")
+        self._bar.reset(
+            self._task, total=total - finished, description="episodes", rate="", crashes=""
+        )
+
+    def advance(self, record: Record) -> None:
+        self._done += 1
+        self._crashed += record.outcome == "crashed"
+        elapsed = self._bar.tasks[0].elapsed or 0.0
+        self._bar.update(
+            self._task,
+            advance=1,
+            rate=f"{self._done / elapsed:.1f}/s" if elapsed else "",
+            crashes=f"{self._crashed} crashed" if self._crashed else "",
+        )
+
+
+def _finish(records: Iterable[Record], out: Path, title: str | None) -> None:
+    from vla_gym.evaluation.metrics import summarize
+    from vla_gym.evaluation.report import format_interval, format_number, format_rate, write_report
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "policy"):
+        table.add_column(name)
+    for name in ("success", "95 % interval", "n", "return", "steps", "s/episode", "crashed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = None
+    for s in summarize(records):
+        table.add_row(
+            "" if s.id == last else s.id.removeprefix("VLA/"),
+            escape(s.policy),
+            f"[bold]{format_rate(s.rate)}[/]",
+            format_interval(s.rate_interval),
+            str(s.n),
+            format_number(s.mean_return),
+            format_number(s.mean_length, 0),
+            format_number(s.mean_seconds, 2),
+            f"[red]{s.crashed}[/]" if s.crashed else "",
+        )
+        last = s.id
+    console.print(table)
+    console.print("success at any step; Wilson 95 % intervals; the same seeds for every policy")
+    _print_report(write_report([out], title=title))
+
+
+def _print_report(path: Path) -> None:
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def _availability(suite: Suite) -> tuple[str, str]:
+    """Return the simulator that would run the suite here, and yes or the pip line."""
+    for info in suite.simulators:
+        if find_missing(info.modules) is None:
+            return info.name, "[green]yes[/]"
+    info = suite.simulators[-1]
+    return info.name, escape(f"pip install 'vla-gym[{info.extra}]'")
+
+
+def _print_sheet(sheet: SpecSheet, instruction: str) -> None:
+    console.print(f"[bold]{sheet.id}[/]  {escape(instruction)}", highlight=False)
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    for name in ("simulator", "robot", "control_hz", "horizon", "success", "reward"):
+        facts.add_row(name, escape(str(getattr(sheet, name))))
+    facts.add_row("terminates", "on success" if sheet.terminate_on_success else "at the horizon")
+    facts.add_row("gripper", sheet.gripper)
+    facts.add_row("cameras", ", ".join(sheet.all_cameras))
+    for name, value in sheet.keywords.items():
+        facts.add_row(name, escape(str(value)))
+    console.print(facts)
+    _print_entries(f"action ({sheet.action_mode})", sheet.action, "+1 means")
+    _print_entries(f"proprio ({sheet.proprio_form})", sheet.proprio, "scale")
+
+
+def _print_entries(title: str, entries: Sequence[Entry], scale: str) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    for name in ("#", "entry", scale, "unit", "frame", "note"):
+        table.add_column(name)
+    for index, entry in enumerate(entries):
+        values = (str(index), entry.name, f"{entry.scale:g}", entry.unit, entry.frame, entry.note)
+        table.add_row(*map(escape, values))
+    console.print(table)
+
+
+def _save_pictures(env: Any, sheet: SpecSheet, out: Path) -> list[Path]:
+    """Write one PNG a camera, and all of them side by side with their names."""
+    image = require("PIL.Image", "eval", "vla-gym show")
+    draw = require("PIL.ImageDraw", "eval", "vla-gym show")
+    out.mkdir(parents=True, exist_ok=True)
+    stem = sheet.id.removeprefix("VLA/")
+    size, strip = 256, 18
+    contact = image.new("RGB", (size * len(sheet.all_cameras), size + strip), "white")
+    paths = []
+    for column, camera in enumerate(sheet.all_cameras):
+        picture = image.fromarray(env.render_camera(camera, size))
+        paths.append(out / f"{stem}-{camera}.png")
+        picture.save(paths[-1])
+        contact.paste(picture, (column * size, strip))
+        draw.Draw(contact).text((column * size + 5, 3), camera, fill="black")
+    paths.append(out / f"{stem}-all.png")
+    contact.save(paths[-1])
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,72 @@
+"""What `vla-gym demo` plays: chance, scripted experts and an agent that learned for a minute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from vla_gym.deps import require
+
+__all__ = ["IDS", "TITLE", "TRAIN_ID", "policies", "train_demo_agent"]
+
+TITLE = "vla_gym demo: one loop, four policies"
+TRAIN_ID = "VLA/MetaWorld-Reach-v0"
+IDS = ("MetaWorld-Reach", "MetaWorld-DrawerOpen", "MetaWorld-ButtonPress", "Robosuite-Lift")
+
+
+def policies(agent: Path) -> dict[str, str | Callable[[], Any]]:
+    """Return label -> policy, with the trained agent of this file."""
+    return {
+        "random": "random",
+        "sac-reach": f"sb3:{agent}",
+        "metaworld-expert": "metaworld-expert",
+        "robosuite-lift-expert": "robosuite-lift-expert",
+    }
+
+
+def train_demo_agent(path: Path, seconds: float, seed: int = 0) -> None:
+    """Train SAC on `TRAIN_ID` from its privileged state for so long, and save it.
+
+    The time is what stops it, so the agent differs from machine to machine.
+
+    Args:
+        path: of the zip file; appears when training is done.
+        seconds: wall time.
+        seed: of env and agent.
+    """
+    sb3 = require("stable_baselines3", "sb3", "the demo's agent")
+    callbacks = require("stable_baselines3.common.callbacks", "sb3", "the demo's agent")
+    env = gym.wrappers.FilterObservation(
+        gym.make(TRAIN_ID, cameras=(), state=True, max_episode_steps=150), ["state"]
+    )
+
+    class StopAfter(callbacks.BaseCallback):
+        """Ends training when the time is up."""
+
+        def _on_training_start(self) -> None:
+            self.deadline = time.monotonic() + seconds
+
+        def _on_step(self) -> bool:
+            return time.monotonic() < self.deadline
+
+    model = sb3.SAC(
+        "MultiInputPolicy",
+        env,
+        learning_rate=1e-3,
+        learning_starts=1000,
+        gamma=0.95,
+        train_freq=4,
+        gradient_steps=2,
+        batch_size=256,
+        seed=seed,
+    )
+    model.learn(10**9, callback=StopAfter())
+    env.close()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part.zip")
+    model.save(temporary)
+    temporary.replace(path)
