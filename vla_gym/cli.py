@@ -39,6 +39,7 @@ console = Console()
 errors = Console(stderr=True)
 
 EXIT_CRASHED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+CORES = os.cpu_count() or 1
 
 Keywords = Annotated[
     list[str] | None,
@@ -188,7 +189,7 @@ def demo_command(
     out: Annotated[Path, typer.Option("--out", "-o")] = Path("results/demo"),
     episodes: Annotated[int, typer.Option("--episodes", "-n", min=1)] = 20,
     train_seconds: Annotated[int, typer.Option(min=1, help="For the SAC agent.")] = 60,
-    workers: Workers = os.cpu_count() or 1,
+    workers: Workers = CORES,
 ) -> None:
     """Train a small agent, evaluate it beside experts and chance, and leave a report."""
     from vla_gym import demo
@@ -339,13 +340,13 @@ def _finish(records: Iterable[Record], out: Path, title: str | None) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("task", "policy"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("success", "95 % interval", "n", "return", "steps", "s/episode", "crashed"):
         table.add_column(name, justify="right", no_wrap=True)
     last = None
     for s in summarize(records):
         table.add_row(
-            "" if s.id == last else s.id.removeprefix("VLA/"),
+            "" if s.id == last else re.sub(r"-v\d+$", "", s.id.removeprefix("VLA/")),
             escape(s.policy),
             f"[bold]{format_rate(s.rate)}[/]",
             format_interval(s.rate_interval),

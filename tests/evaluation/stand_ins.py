@@ -1,0 +1,70 @@
+"""Policies for the evaluator's tests; worker processes import them from here."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+
+from vla_gym import PolicySpec
+
+
+class ReachBall:
+    """Solves Toy-Reach from the state: the gripper's place and the ball's are in it."""
+
+    spec = PolicySpec(suites=("Toy",), cameras=(), state=True)
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        seen = observation["state"]
+        action = np.zeros((len(seen), 7), np.float32)
+        action[:, :3] = np.clip((seen[:, 7:10] - seen[:, :3]) / 0.05, -1, 1)
+        return action, state
+
+
+class Zero:
+    spec = PolicySpec(cameras=())
+
+    def __init__(self):
+        self.seed = -1
+
+    def set_random_seed(self, seed):
+        self.seed = seed
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        self.act()
+        return np.zeros((len(observation["proprio"]), 7), np.float32), state
+
+    def act(self):
+        pass
+
+
+class RaisesOnSeed2(Zero):
+    def act(self):
+        if self.seed == 2:
+            raise RuntimeError("the cat walked over the keyboard")
+
+
+class DiesOnSeed2(Zero):
+    def act(self):
+        if self.seed == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DiesOnce(Zero):
+    """Kills its process at seed 2 unless a marker file exists, and makes it."""
+
+    def act(self):
+        marker = Path(os.environ["VLA_GYM_TEST_MARKER"])
+        if self.seed == 2 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OtherSuite(Zero):
+    spec = PolicySpec(suites=("Elsewhere",), cameras=())
+
+
+class WantsState(Zero):
+    spec = PolicySpec(cameras=(), state=True, action_dim=99)

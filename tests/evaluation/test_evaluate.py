@@ -1,0 +1,147 @@
+"""The evaluator: paired, repeatable, and not stopped by what breaks in an episode."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from tests.evaluation import stand_ins
+from tests.support import needs
+from vla_gym.errors import ContractMismatch, InvalidOption, UnknownName
+from vla_gym.evaluation.evaluate import evaluate, find_ids
+from vla_gym.evaluation.records import TIME_FIELDS, load_records
+
+pytestmark = needs("eval")
+
+REACH = "VLA/Toy-Reach-v0"
+
+
+def plain(records):
+    """What must repeat: every field but the times, and whether there is a video."""
+    left_out = (*TIME_FIELDS, "video")
+    rows = (dataclasses.asdict(record) for record in records)
+    return [{k: v for k, v in row.items() if k not in left_out} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    policies = {"random": "random", "expert": stand_ins.ReachBall}
+    return evaluate(policies, ["Toy-*"], episodes=3, seed=5, folder=folder)
+
+
+def test_the_records_do_not_depend_on_the_number_of_workers_or_on_videos(one_worker, tmp_path):
+    policies = {"random": "random", "expert": stand_ins.ReachBall}
+    two = evaluate(policies, ["Toy-*"], episodes=3, seed=5, folder=tmp_path, workers=2, video=False)
+    assert len(two.records) == 2 * 2 * 3
+    assert plain(two.records) == plain(one_worker.records)
+
+
+def test_every_policy_meets_the_same_episodes(one_worker):
+    draws = {}
+    for record in one_worker.records:
+        draws.setdefault((record.id, record.seed), set()).add(record.episode_seed)
+    assert sorted({seed for _, seed in draws}) == [5, 6, 7]
+    assert all(len(episode_seeds) == 1 for episode_seeds in draws.values())
+
+
+def test_success_at_any_step_ends_an_episode(one_worker):
+    solved = [r for r in one_worker.records if r.policy == "expert" and r.id == REACH]
+    assert [record.outcome for record in solved] == ["success"] * 3
+    assert all(record.terminated and record.length < 50 for record in solved)
+    assert all(record.protocol["terminate_on_success"] for record in solved)
+
+
+def test_a_record_says_what_its_score_depends_on(one_worker):
+    protocol = one_worker.records[0].protocol
+    wanted = "simulator versions horizon success_rule action_mode cameras image_size reward "
+    wanted += "terminate_on_success render_quality keywords policy_source"
+    assert set(wanted.split()) <= set(protocol)
+    assert protocol["horizon"] == 50
+    assert protocol["success_rule"] == "at any step: the gripper is within 0.05 m of the ball"
+
+
+def test_an_episode_that_raises_is_recorded_as_crashed_and_the_rest_goes_on(tmp_path):
+    found = evaluate({"p": stand_ins.RaisesOnSeed2}, [REACH], episodes=4, folder=tmp_path)
+    assert [r.outcome for r in found.records] == ["failure", "failure", "crashed", "failure"]
+    assert found.records[2].error == "RuntimeError: the cat walked over the keyboard"
+    assert found.records[2].length is None
+    assert "Traceback" in (tmp_path / "logs" / "worker-0.log").read_text()
+
+
+def test_a_killed_worker_costs_its_episode_and_a_new_one_goes_on(tmp_path):
+    found = evaluate(
+        {"p": stand_ins.DiesOnSeed2, "q": stand_ins.Zero},
+        [REACH],
+        episodes=4,
+        folder=tmp_path,
+        workers=2,
+    )
+    outcomes = {(r.policy, r.seed): r.outcome for r in found.records}
+    assert outcomes.pop(("p", 2)) == "crashed"
+    assert set(outcomes.values()) == {"failure"}
+    assert len(outcomes) == 7
+    (crash,) = (r for r in found.records if r.outcome == "crashed")
+    assert "killed by SIGKILL" in crash.error
+
+
+def test_the_same_command_plays_only_what_is_missing_or_crashed(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLA_GYM_TEST_MARKER", str(tmp_path / "marker"))
+    folder = tmp_path / "out"
+
+    def run(episodes):
+        played = []
+        found = evaluate(
+            {"p": stand_ins.DiesOnce},
+            [REACH],
+            episodes=episodes,
+            folder=folder,
+            on_record=lambda record: played.append(record.seed),
+        )
+        return played, [record.outcome for record in found.records]
+
+    assert run(3) == ([0, 1, 2], ["failure", "failure", "crashed"])
+    path = folder / "records.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:-30])  # the machine lost power in the second line
+    assert run(4) == ([1, 2, 3], ["failure"] * 4)
+    assert run(4) == ([], ["failure"] * 4)
+    assert len(load_records(folder)) == 4
+
+
+def test_episodes_of_another_protocol_are_not_mixed(tmp_path):
+    evaluate(["zero"], [REACH], episodes=1, folder=tmp_path, video=False)
+    with pytest.raises(InvalidOption, match="horizon: 50 then, 7 now"):
+        evaluate(["zero"], [REACH], episodes=1, folder=tmp_path, video=False, max_steps=7)
+
+
+def test_pairs_that_do_not_fit_are_listed_or_left_out(tmp_path):
+    policies = {"zero": "zero", "other": stand_ins.OtherSuite, "large": stand_ins.WantsState}
+    with pytest.raises(ContractMismatch, match=r"2 of 3 pairs .*other on .*large on .*entries"):
+        evaluate(policies, [REACH], episodes=1, folder=tmp_path)
+    assert not load_records(tmp_path)
+    found = evaluate(policies, [REACH], episodes=1, folder=tmp_path, skip_mismatches=True)
+    assert [record.policy for record in found.records] == ["zero"]
+    assert set(found.mismatches) == {("other", REACH), ("large", REACH)}
+    (run,) = json.loads((tmp_path / "run.json").read_text())["runs"]
+    assert {item["policy"] for item in run["mismatches"]} == {"other", "large"}
+
+
+def test_an_unknown_policy_stops_before_the_first_episode(tmp_path):
+    with pytest.raises(UnknownName, match="Did you mean 'zero'"):
+        evaluate(["zeros"], [REACH], episodes=1, folder=tmp_path)
+
+
+def test_ids_may_be_short_or_globs():
+    assert find_ids(["Toy-Reach"]) == [REACH]
+    assert find_ids(["VLA/Toy-Reach", "toy-*"]) == [REACH, "VLA/Toy-Lift-v0"]
+    with pytest.raises(InvalidOption, match="Nearest: Toy-Reach"):
+        find_ids(["Toy-Reech"])
+
+
+@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"workers": 0}, {"seed": -1}])
+def test_numbers_that_make_no_sense_are_refused(wrong, tmp_path):
+    with pytest.raises(InvalidOption, match="must be at least 1"):
+        evaluate(["zero"], [REACH], **{"episodes": 1, "folder": tmp_path, **wrong})
