@@ -15,7 +15,7 @@ from vla_gym.policy.base import Policy
 
 __all__ = ["MAX_FRAMES", "Episode", "add_batch_axis", "run_episode"]
 
-MAX_FRAMES = 60
+MAX_FRAMES = 48
 """Most pictures that one recorded episode keeps; rendering in software costs 50 to 90 ms each."""
 
 

@@ -26,7 +26,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8
 last two are darker than theirs, to be seen on white."""
 
 TASKS_PER_ROW = 6
-BAR_INCHES = 0.36
+BAR_INCHES, LABEL_INCHES = 0.36, 1.4
 
 _INK = "#010203"
 """Becomes the page's text colour, light or dark."""
@@ -387,7 +387,7 @@ def _plot(page: _Page) -> str:
     matplotlib = require("matplotlib", "eval", "the plot")
     figures = require("matplotlib.figure", "eval", "the plot")
     chunks = [page.ids[i : i + TASKS_PER_ROW] for i in range(0, len(page.ids), TASKS_PER_ROW)]
-    group = (len(page.policies) + 1.2) * BAR_INCHES
+    group = max((len(page.policies) + 1.2) * BAR_INCHES, LABEL_INCHES)
     widest = len(chunks[0])
     settings = {
         "svg.fonttype": "none",
@@ -436,7 +436,8 @@ def _bars(axis: Any, page: _Page, ids: list[str], widest: int) -> None:
     axis.set_xlim(-0.5, widest - 0.5)
     axis.set_ylim(0, 112)
     axis.set_yticks([0, 25, 50, 75, 100])
-    axis.set_xticks(range(len(ids)), [_name(env_id) for env_id in ids])
+    labels = [_name(env_id).replace("-", "\n", 1) for env_id in ids]
+    axis.set_xticks(range(len(ids)), labels)
     axis.set_ylabel("success rate [%]")
     axis.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.8)
     axis.set_axisbelow(True)
