@@ -24,12 +24,21 @@ def test_eval_prints_a_table_and_the_path_of_the_report(tmp_path):
     arguments = ("-p", "zero", "-p", "z=zero", "-e", "Toy-Reach", "-n", "2", "-o", tmp_path)
     code, output = run("eval", *arguments)
     assert code == 0, output
-    assert "95 % interval" in output and "0\u201366 %" in output  # Wilson of 0 of 2
+    assert "Wilson 95 % intervals" in output and "0\u201366 %" in output  # Wilson of 0 of 2
     assert "report.html" in output
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert (tmp_path / "report.md").exists() and (tmp_path / "report.csv").exists()
     code, output = run("eval", *arguments)
     assert code == 0 and "4 of 4 episodes were finished before" in output
+
+
+def test_a_crashed_episode_makes_the_exit_code_1_and_a_column_of_its_own(tmp_path, monkeypatch):
+    from tests.evaluation import stand_ins
+
+    monkeypatch.setattr("vla_gym.cli.read_policies", lambda _: {"p": stand_ins.RaisesOnSeed2})
+    code, output = run("eval", "-p", "p", "-e", "Toy-Reach", "-n", "3", "-o", tmp_path)
+    assert code == 1
+    assert "crashed" in output
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def check_rendering_command() -> None:
 @_plain_errors
 def demo_command(
     out: Annotated[Path, typer.Option("--out", "-o")] = Path("results/demo"),
-    episodes: Annotated[int, typer.Option("--episodes", "-n", min=1)] = 20,
+    episodes: Annotated[int, typer.Option("--episodes", "-n", min=1)] = 10,
     train_seconds: Annotated[int, typer.Option(min=1, help="For the SAC agent.")] = 60,
     workers: Workers = CORES,
 ) -> None:
@@ -227,23 +227,24 @@ def run_evaluation(
 
     with _Progress() as progress:
         try:
-            records: Sequence[Record] = evaluate(
+            found = evaluate(
                 policies,
                 ids,
                 folder=out,
                 on_start=progress.start,
                 on_record=progress.advance,
                 **options,
-            ).records
+            )
         except KeyboardInterrupt:
             progress.stop()
-            records = load_records(out)
-            console.print("\ninterrupted; the same command goes on from here")
-            if records:
+            console.print("interrupted; the same command goes on from here")
+            if records := load_records(out):
                 _finish(records, out, title)
             raise typer.Exit(EXIT_INTERRUPTED) from None
-    _finish(records, out, title)
-    return sum(record.outcome == "crashed" for record in records)
+    _finish(found.records, out, title)
+    for policy, env_id in found.mismatches:
+        console.print(f"left out: {policy} does not fit {env_id}", highlight=False)
+    return sum(record.outcome == "crashed" for record in found.records)
 
 
 def read_policies(items: Sequence[str]) -> dict[str, PolicySource]:
@@ -339,24 +340,26 @@ def _finish(records: Iterable[Record], out: Path, title: str | None) -> None:
     from vla_gym.evaluation.report import format_interval, format_number, format_rate, write_report
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("task", "policy"):
-        table.add_column(name, overflow="fold")
-    for name in ("success", "95 % interval", "n", "return", "steps", "s/episode", "crashed"):
+    table.add_column("policy", overflow="fold")
+    for name in ("success", "95 %", "n", "return", "steps", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    last = None
-    for s in summarize(records):
+    summaries, last = summarize(records), None
+    if any(s.crashed for s in summaries):
+        table.add_column("crashed", justify="right", style="red")
+    for s in summaries:
+        if s.id != last:
+            table.add_row(f"[bold]{s.id.removeprefix('VLA/')}[/]")
+            last = s.id
         table.add_row(
-            "" if s.id == last else re.sub(r"-v\d+$", "", s.id.removeprefix("VLA/")),
-            escape(s.policy),
+            f"  {escape(s.policy)}",
             f"[bold]{format_rate(s.rate)}[/]",
             format_interval(s.rate_interval),
             str(s.n),
             format_number(s.mean_return),
             format_number(s.mean_length, 0),
             format_number(s.mean_seconds, 2),
-            f"[red]{s.crashed}[/]" if s.crashed else "",
+            *([str(s.crashed)] if s.crashed else []),
         )
-        last = s.id
     console.print(table)
     console.print("success at any step; Wilson 95 % intervals; the same seeds for every policy")
     _print_report(write_report([out], title=title))
