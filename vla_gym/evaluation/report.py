@@ -237,6 +237,7 @@ class _Page:
             "commands": list(dict.fromkeys(run["command"] for run in self._runs)),
             "date": max((record.date for record in self._records), default="")[:10],
             "has_videos": bool(self._videos),
+            "widest": max(sum(bool(cell.video) for cell in row.cells) for row in self.rows),
             "dash": DASH,
         }
 
