@@ -18,8 +18,6 @@ from vla_gym.instruction import Instruction
 from vla_gym.policy import Policy, PolicySpec, list_policies, make_policy
 from vla_gym.registration import list_ids, register_suite
 
-
-
 __all__ = [
     "Instruction",
     "Policy",

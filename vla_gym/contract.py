@@ -2,16 +2,16 @@
 
 Observation (flat Dict; arrays belong to the caller, nothing is shared between steps):
 
-| key            | space                      | meaning                                              |
-|----------------|----------------------------|------------------------------------------------------|
-| `rgb_primary`  | Box uint8 (H, W, 3)        | third-person view, upright as a person would see it  |
-| `rgb_wrist`    | Box uint8 (H, W, 3)        | wrist view                                           |
-| `rgb_<camera>` | Box uint8 (H, W, 3)        | any further camera of the suite, on request          |
-| `proprio`      | Box float32 (10,) per arm  | end effector: xyz [m] (3), first two columns of its  |
-|                |                            | rotation matrix (6), both in the robot's base frame; |
-|                |                            | gripper opening in [0, 1] (1)                        |
-| `instruction`  | `Instruction`              | the language command                                 |
-| `state`        | Box float64 (n,)           | only with `state=True`: privileged simulator state   |
+| key            | space                    | meaning                                              |
+|----------------|--------------------------|------------------------------------------------------|
+| `rgb_primary`  | Box uint8 (H, W, 3)      | third-person view, upright as a person would see it  |
+| `rgb_wrist`    | Box uint8 (H, W, 3)      | wrist view                                           |
+| `rgb_<camera>` | Box uint8 (H, W, 3)      | any further camera of the suite, on request          |
+| `proprio`      | Box float32 (10,)        | per arm: end effector's xyz [m] (3), first two       |
+|                |                          | columns of its rotation matrix (6), both in the      |
+|                |                          | robot base frame; gripper opening in [0, 1] (1)      |
+| `instruction`  | `Instruction`            | the language command                                 |
+| `state`        | Box float64 (n,)         | only with `state=True`: privileged simulator state   |
 
 Action: Box(-1, 1, float32). In `ee_delta`, the default, 7 entries per arm: dx, dy, dz (robot base
 frame), drx, dry, drz (axis-angle, base frame) and the gripper. +1 is the suite's documented largest
@@ -37,8 +37,8 @@ from vla_gym.instruction import instruction_space
 from vla_gym.suite import ActionMode, Camera, Entry
 
 __all__ = [
-    "EE_DELTA",
     "EEF_PROPRIO",
+    "EE_DELTA",
     "INFO_KEYS",
     "SpecSheet",
     "action_space",
@@ -106,14 +106,14 @@ def eef_proprio(
     The first two columns of the matrix are the continuous 6-D form of Zhou et al. 2019, "On the
     Continuity of Rotation Representations in Neural Networks", section 4.2.
     """
-    return np.concatenate(
-        [position, rotation[:, 0], rotation[:, 1], [min(max(opening, 0.0), 1.0)]]
-    )
+    return np.concatenate([position, rotation[:, 0], rotation[:, 1], [min(max(opening, 0.0), 1.0)]])
 
 
 def two_arms(mode: ActionMode) -> ActionMode:
-    """Return the mode of two equal arms from that of one: first arm's entries, then the second's."""
-    second = tuple(None if item is None else (item[0] + mode.native_dim, item[1]) for item in mode.native)
+    """Return the mode of two equal arms from that of one: first the first arm's entries."""
+    second = tuple(
+        None if item is None else (item[0] + mode.native_dim, item[1]) for item in mode.native
+    )
     return ActionMode(
         entries=(*prefix_entries("arm0_", mode.entries), *prefix_entries("arm1_", mode.entries)),
         native=(*mode.native, *second),
@@ -145,7 +145,7 @@ def observation_space(
     return spaces.Dict(keys)
 
 
-def action_space(mode: ActionMode) -> spaces.Box:
+def action_space(mode: ActionMode) -> spaces.Space[NDArray[np.float32]]:
     """Return the action space: Box(-1, 1, (len(mode.entries),), float32)."""
     return spaces.Box(-1.0, 1.0, (len(mode.entries),), np.float32)
 
@@ -166,7 +166,8 @@ def check_action(action: Any, entries: tuple[Entry, ...], where: str) -> NDArray
         ) from error
     if array.shape != (len(entries),):
         raise InvalidAction(
-            f"the action for {where} has shape {array.shape}; it takes shape ({len(entries)},): {names}"
+            f"the action for {where} has shape {array.shape}; it takes shape ({len(entries)},): "
+            + names
         )
     finite = np.isfinite(array)
     if not finite.all():

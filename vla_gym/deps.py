@@ -1,4 +1,4 @@
-"""Optional packages: the only place that imports them by name, and that says how to install them."""
+"""Optional packages: the only place that imports them by name and says how to install them."""
 
 from __future__ import annotations
 
@@ -45,14 +45,17 @@ def require(module: str, extra: str, purpose: str = "") -> ModuleType:
     except ImportError as error:
         if error.name is not None and module.split(".")[0] == error.name:
             raise DependencyNotInstalled(
-                f"{need} {module.split('.')[0]!r}, which is not installed. Run: {_install_line(extra)}"
+                f"{need} {error.name!r}, which is not installed. Run: {_install_line(extra)}"
             ) from error
         raise BrokenDependency(
             f"{need} {module!r}, which is installed but cannot be imported ({error}). "
             f"Repair it with: {_install_line(extra)} --force-reinstall"
         ) from error
-    except Exception as error:  # an import may run any code: numba and GL loaders raise their own types
+    except (
+        Exception
+    ) as error:  # an import may run any code: numba and GL loaders raise their own types
         raise BrokenDependency(
             f"{need} {module!r}, which is installed but fails while it is imported "
-            f"({type(error).__name__}: {error}). Repair it with: {_install_line(extra)} --force-reinstall"
+            f"({type(error).__name__}: {error}). "
+            f"Repair it with: {_install_line(extra)} --force-reinstall"
         ) from error

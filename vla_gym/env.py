@@ -314,7 +314,9 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         }
 
 
-def _check_name(kind: str, name: object, valid: Mapping[str, Any] | Sequence[str], where: str) -> None:
+def _check_name(
+    kind: str, name: object, valid: Mapping[str, Any] | Sequence[str], where: str
+) -> None:
     if name not in valid:
         raise UnknownName(kind, name, valid, where)
 

@@ -52,7 +52,7 @@ class UnknownName(Error, ValueError):
 
 
 class ContractMismatch(Error, ValueError):
-    """A policy needs or speaks something that the env does not, and no lossless conversion exists."""
+    """A policy needs or speaks something that the env does not, and no conversion is lossless."""
 
 
 class ContractViolation(Error, AssertionError):

@@ -1,4 +1,4 @@
-"""The language command as an observation: text that survives vector envs, bytes, or an embedding."""
+"""The language command as an observation: text that survives vector envs, or numbers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _create(space: Instruction, n: int = 1, ctx: Any = None) -> Any:
     return (ctx or multiprocessing).Array("c", n * space.max_length)
 
 
-@read_from_shared_memory.register(Instruction)
+@read_from_shared_memory.register(Instruction)  # pyright: ignore[reportArgumentType]  # a live view
 def _read(space: Instruction, shared_memory: Any, n: int = 1) -> _LiveTexts:
     raw = np.frombuffer(shared_memory.get_obj(), dtype=np.uint8).reshape(n, space.max_length)
     return _LiveTexts(raw)

@@ -9,16 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_gym.deps import require
 from vla_gym.errors import BrokenDependency, DependencyNotInstalled, UnknownName
-
-if TYPE_CHECKING:
-    import mujoco
 
 __all__ = ["Renderer", "check_rendering", "choose_backend"]
 
@@ -98,8 +95,8 @@ class Renderer:
     """Renders cameras of one compiled model.
 
     Args:
-        model: the compiled model. With `quality="fast"` its visual quality fields are changed.
-        data: the model's state, read at each picture.
+        model: `mujoco.MjModel`, compiled. `quality="fast"` changes its visual quality fields.
+        data: `mujoco.MjData`, read at each picture.
         quality: `"exact"`: the pixels of the simulator's own viewer; `"fast"`: no shadows,
             reflections or multisampling.
         hidden_geom_groups: geom groups that the simulator's own viewer does not show.
@@ -107,8 +104,8 @@ class Renderer:
 
     def __init__(
         self,
-        model: mujoco.MjModel,
-        data: mujoco.MjData,
+        model: Any,
+        data: Any,
         quality: str = "exact",
         hidden_geom_groups: tuple[int, ...] = (),
     ) -> None:

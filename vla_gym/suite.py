@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -242,7 +243,7 @@ class Frame(NamedTuple):
     reward: float
     success: bool
     terminated: bool = False
-    info: dict[str, Any] = {}
+    info: Mapping[str, Any] = MappingProxyType({})
     instructions: tuple[str, ...] = ()
 
 

@@ -80,15 +80,19 @@ class RemoteSimulator:
         self._call("open", entry_point=entry_point, setup=dataclasses.asdict(setup))
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> Frame:
+        """See `vla_gym.suite.Simulator`."""
         return _frame(self._call("reset", seed=seed, options=dict(options)))
 
     def step(self, action: NDArray[np.float32]) -> Frame:
+        """See `vla_gym.suite.Simulator`."""
         return _frame(self._call("step", action=action))
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        """See `vla_gym.suite.Simulator`."""
         return self._call("render", camera=camera, height=height, width=width)
 
     def close(self) -> None:
+        """Ask the simulator to close and end its process. Safe to call more than once."""
         process = self._process
         if process.poll() is None:
             try:
@@ -171,6 +175,8 @@ def _send(stream: BinaryIO | Any, message: dict[str, Any]) -> None:
             return {"__array__": [value.dtype.str, list(value.shape)]}
         if isinstance(value, np.generic):
             return value.item()
+        if isinstance(value, Mapping):
+            return dict(value)
         raise TypeError(f"{type(value).__name__} cannot cross to another interpreter: {value!r}")
 
     header = json.dumps(message, default=plain).encode()

@@ -55,7 +55,7 @@ class MetaWorldExpert:
         if self._make is None:
             raise ValueError("MetaWorldExpert needs native_task=..., or for_env(spec_sheet)")
         batch = observation["state"]
-        experts = [None] * len(batch) if state is None else list(state)
+        experts: list[Any] = [None] * len(batch) if state is None else list(state)
         actions = np.zeros((len(batch), 7), dtype=np.float32)
         for row, seen in enumerate(batch):
             if experts[row] is None or (episode_start is not None and episode_start[row]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import random
 import subprocess
@@ -96,13 +98,31 @@ def run_upstream(task: str, robot: str, episode_seed: int, actions: np.ndarray) 
     return records
 
 
+@contextlib.contextmanager
+def no_collection():
+    """Keep Python's garbage collector from running inside.
+
+    robosuite's MjRenderContext frees its GL names when it is collected, in whichever GL context is
+    then current. That of the env's first model, collected during the episode of its second, would
+    take the second's pictures with it (seen: noise instead of pictures from some step on).
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def check_golden(task: str, robot: str, steps: int = 8) -> None:
     env = make(task, robot=robot, action_mode="native", state=True, image_size=SIZE)
     rng = np.random.default_rng(7)
     actions = rng.uniform(-1, 1, (steps, env.action_space.shape[0])).astype(np.float32)
     episode_seed = int(np.random.Generator(np.random.PCG64(5)).integers(2**31))
     assert episode_seed == int(gym.utils.seeding.np_random(5)[0].integers(2**31))
-    expected = run_upstream(task, robot, episode_seed, actions)
+    with no_collection():
+        expected = run_upstream(task, robot, episode_seed, actions)
+        gc.collect()  # while the current GL context is upstream's last, not ours
     observation, info = env.reset(seed=5)
     assert info["episode_seed"] == episode_seed
     reward, terminated = 0.0, False

@@ -1,4 +1,4 @@
-"""What a policy is: Stable-Baselines3's `predict`, batched, and a declaration of its conventions."""
+"""What a policy is: Stable-Baselines3's batched `predict`, and a declaration of conventions."""
 
 from __future__ import annotations
 

@@ -133,4 +133,4 @@ def _euler_to_axis_angle(angles: NDArray[np.float32]) -> NDArray[np.float64]:
     norm = np.linalg.norm(vector, axis=1)
     angle = 2 * np.arctan2(norm, w)
     factor = np.where(norm > 1e-12, angle / np.maximum(norm, 1e-12), 2.0)
-    return vector * factor[:, None]
+    return np.asarray(vector * factor[:, None], dtype=np.float64)

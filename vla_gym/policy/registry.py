@@ -45,8 +45,10 @@ def make_policy(name: str, **keywords: Any) -> Policy:
         found = _entry_points()
         if key not in found:
             raise UnknownName(
-                "policy", key, list_policies(), "this environment (after adding an entry point, "
-                "repeat `pip install`)",
+                "policy",
+                key,
+                list_policies(),
+                "this environment (after adding an entry point, repeat `pip install`)",
             )
         factory = _load(found[key])
     return factory(argument, **keywords) if colon else factory(**keywords)
@@ -58,8 +60,8 @@ def _entry_points() -> dict[str, EntryPoint]:
         known = found.get(point.name)
         if known is not None and known.value != point.value:
             raise ValueError(
-                f"two packages offer a policy named {point.name!r}: {known.value} and {point.value}. "
-                "Uninstall or rename one"
+                f"two packages offer a policy named {point.name!r}: {known.value} and "
+                f"{point.value}. Uninstall or rename one"
             )
         found[point.name] = point
     return found

@@ -113,6 +113,7 @@ class ToySimulator:
         self._held = False
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> Frame:
+        """Place cube and ball by `seed`; `options["goal"]` places the ball."""
         rng = np.random.default_rng(seed)
         self._gripper, self._velocity, self._opening = HOME.copy(), np.zeros(3), 1.0
         self._cube = np.array([*rng.uniform(-0.2, 0.2, 2), 0.0])
@@ -123,6 +124,7 @@ class ToySimulator:
         return self._frame(0.0)
 
     def step(self, action: NDArray[np.float32]) -> Frame:
+        """Apply vx, vy, vz, grip, each in [-1, 1]."""
         before = self._gripper
         self._gripper = np.clip(before + STEP_M * action[:3].astype(np.float64), LOW, HIGH)
         self._velocity = (self._gripper - before) * SUITE.control_hz
@@ -136,10 +138,11 @@ class ToySimulator:
         return self._frame(-self._distance())
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        """Return a camera's picture: uint8 (height, width, 3), upright."""
         return _draw(camera, height, width, self._gripper, self._cube, self._goal, self._opening)
 
     def close(self) -> None:
-        pass
+        """Do nothing: there is nothing to free."""
 
     def _distance(self) -> float:
         target = self._goal if self._setup.native_task == "reach" else self._cube
@@ -168,7 +171,9 @@ def _check_point(value: Any) -> NDArray[np.float64]:
     if point.shape != (3,) or not np.isfinite(point).all():
         raise InvalidOption(f"options['goal'] must be 3 finite numbers x, y, z [m], not {value!r}")
     if (point < LOW).any() or (point > HIGH).any():
-        raise InvalidOption(f"options['goal']={value!r} must lie in {LOW.tolist()} to {HIGH.tolist()}")
+        raise InvalidOption(
+            f"options['goal']={value!r} must lie in {LOW.tolist()} to {HIGH.tolist()}"
+        )
     return point
 
 
@@ -181,7 +186,7 @@ def _draw(
     goal: NDArray[np.float64],
     opening: float,
 ) -> NDArray[np.uint8]:
-    """Draw table, cube, ball and gripper; from the front x is right and z up, from above y is up."""
+    """Draw table, cube, ball and gripper; x is to the right; up is z in front, y from above."""
     picture = np.full((height, width, 3), (216, 222, 233), dtype=np.uint8)
     front = camera == "front" or camera == "primary"
     center = gripper[:2] if camera == "wrist" else np.zeros(2)
