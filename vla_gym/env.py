@@ -264,6 +264,8 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def render_camera(self, camera: str, size: int | None = None) -> NDArray[np.uint8]:
         """Return the picture of any camera of the layout at any size, uint8 (size, size, 3)."""
+        if self._closed:
+            raise ClosedEnvironmentError(f"{self.spec_sheet.id} is closed; make a new one")
         if self._simulator is None or self._episode == "none":
             raise ResetNeeded(f"render of {self.spec_sheet.id}: call reset() first")
         _check_name("camera", camera, self._layout.cameras, self.spec_sheet.id)
@@ -294,7 +296,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         assert self._language is not None
         encoded = self._language[1]
         observation: Observation = {
-            f"rgb_{camera}": frame.images[camera] for camera in self._setup.cameras
+            f"rgb_{camera}": np.array(frame.images[camera]) for camera in self._setup.cameras
         }
         observation["proprio"] = np.array(frame.proprio, dtype=np.float32)
         observation["instruction"] = encoded if isinstance(encoded, str) else encoded.copy()

@@ -36,7 +36,24 @@ def _make_context(backend: str) -> Any:
         from mujoco import GLContext
     context = GLContext(64, 64)  # frame buffers are MuJoCo's own; this size is not used
     context.make_current()
+    if backend == "glfw":
+        import glfw
+
+        if not glfw.get_current_context():  # it warns instead of raising
+            raise RuntimeError("no window could be opened; is there a screen?")
     return context
+
+
+def _read_backends() -> tuple[str, ...]:
+    """Return the back ends to try. Comes before `import mujoco`, which fails on a bad name."""
+    asked = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if platform.system() != "Linux":
+        return ("native",)
+    if asked in ("", "enable", "enabled", "on", "true", "1"):
+        return BACKENDS
+    if asked in (*BACKENDS, "glfw"):
+        return (asked,)
+    raise UnknownName("MUJOCO_GL", asked, BACKENDS, "the environment variables")
 
 
 def choose_backend() -> str:
@@ -59,16 +76,8 @@ def _current_context() -> tuple[int, Any, str]:
             "fork. Start worker processes before the first reset of an env with cameras, or use "
             'the start method "spawn" (vector_kwargs={"context": "spawn"})'
         )
+    backends = _read_backends()
     require("mujoco", "metaworld", "rendering")
-    asked = os.environ.get("MUJOCO_GL", "").lower().strip()
-    if platform.system() != "Linux":
-        backends: tuple[str, ...] = ("native",)
-    elif asked in ("", "enable", "enabled", "on", "true", "1"):
-        backends = BACKENDS
-    elif asked in (*BACKENDS, "glfw"):
-        backends = (asked,)
-    else:
-        raise UnknownName("MUJOCO_GL", asked, BACKENDS, "rendering")
     failures = []
     chosen_platform = os.environ.get("PYOPENGL_PLATFORM")
     for backend in backends:
@@ -163,11 +172,12 @@ class Renderer:
                 self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
                 self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             self._buffer = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_150)
-            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffer)
             self._size = (height, width)
         elif height > self._size[0] or width > self._size[1]:
             self._size = (max(height, self._size[0]), max(width, self._size[1]))
             mujoco.mjr_resizeOffscreen(self._size[1], self._size[0], self._buffer)
+        # Each time: the envs of a process share one GL context, in which the last one is bound.
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffer)
 
     def close(self) -> None:
         """Free the GL buffers. Safe to call more than once."""
@@ -196,6 +206,7 @@ def check_rendering() -> str:
     Raises:
         DependencyNotInstalled: rendering does not work; the message names the system packages.
     """
+    backend = choose_backend()
     mujoco = require("mujoco", "metaworld", "rendering")
     model = mujoco.MjModel.from_xml_string(_TEST_MODEL)
     data = mujoco.MjData(model)
@@ -206,7 +217,7 @@ def check_rendering() -> str:
     red, _, blue = pixels[32, 32].astype(int)
     if red <= 2 * blue:
         raise BrokenDependency(
-            f"off-screen rendering through {choose_backend()} draws a red box as {pixels[32, 32]}. "
+            f"off-screen rendering through {backend} draws a red box as {pixels[32, 32]}. "
             "Try the other back end: MUJOCO_GL=osmesa or MUJOCO_GL=egl"
         )
-    return f"off-screen rendering works through {choose_backend()} (MuJoCo {mujoco.__version__})"
+    return f"off-screen rendering works through {backend} (MuJoCo {mujoco.__version__})"

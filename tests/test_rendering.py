@@ -1,0 +1,115 @@
+"""Off-screen rendering: envs that share a process, back ends, forks. Equality with upstream's own
+pixels is in tests/suites/."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import vla_gym  # noqa: F401  registers the ids
+from tests.support import needs
+
+pytestmark = needs("metaworld")
+
+
+def make(task, size, **keywords):
+    env = gym.make(f"VLA/MetaWorld-{task}-v0", cameras=("primary",), image_size=size, **keywords)
+    return env, env.reset(seed=0)[0]["rgb_primary"]
+
+
+def look(env, size):
+    return env.unwrapped.render_camera("primary", size)
+
+
+def test_envs_that_take_turns_in_one_process_draw_their_own_pictures():
+    """They share one GL context: each must bind its own frame buffer before it draws."""
+    one, seen_by_one = make("Reach", 64)
+    two, seen_by_two = make("DoorLock", 96)
+    for _ in range(2):
+        assert np.array_equal(look(one, 64), seen_by_one)
+        assert np.array_equal(look(two, 96), seen_by_two)
+    two.close()
+    assert np.array_equal(look(one, 64), seen_by_one)
+    three, seen_by_three = make("Reach", 64)
+    assert np.array_equal(seen_by_three, seen_by_one)
+    one.close()
+    assert np.array_equal(look(three, 64), seen_by_three)
+    three.close()
+
+
+def test_a_larger_picture_in_between_changes_nothing():
+    env, first = make("Reach", 48)
+    large = look(env, 200)
+    assert large.shape == (200, 200, 3) and large.dtype == np.uint8
+    assert np.array_equal(look(env, 48), first)
+    small = large.reshape(50, 4, 50, 4, 3).mean((1, 3))
+    middle = look(env, 50).astype(float)
+    assert np.abs(small - middle).mean() < 4  # the same scene, the same way up
+    assert np.abs(small[::-1] - middle).mean() > 10
+    env.close()
+
+
+def test_fast_quality_is_another_picture_of_the_same_scene():
+    exact, first = make("Reach", 64)
+    fast, second = make("Reach", 64, render_quality="fast")
+    assert not np.array_equal(first, second)
+    assert np.abs(first.astype(float) - second).mean() < 30
+    assert np.abs(first[::-1].astype(float) - second).mean() > 30
+    exact.close()
+    fast.close()
+
+
+def run_python(code, **variables):
+    import os
+
+    kept = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=kept | variables, capture_output=True, text=True
+    )
+
+
+CHECK = "from vla_gym.rendering import check_rendering; print(check_rendering())"
+
+
+def test_check_rendering_names_the_back_end():
+    done = run_python(CHECK)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("off-screen rendering works through ")
+
+
+def test_an_unknown_back_end_is_refused_with_those_that_exist():
+    done = run_python(CHECK, MUJOCO_GL="elg")
+    assert "there is no MUJOCO_GL 'elg'" in done.stderr
+    assert "Did you mean 'egl'?" in done.stderr
+
+
+def test_a_back_end_that_fails_is_an_error_that_names_what_to_install():
+    done = run_python(CHECK, MUJOCO_GL="glfw")  # needs a screen, of which there is none
+    assert "DependencyNotInstalled" in done.stderr
+    assert "make the env with cameras=()" in done.stderr
+
+
+def draw_and_send(pipe):
+    try:
+        make("Reach", 32)
+        pipe.send("drew")
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_after_rendering_is_told_so_instead_of_hanging():
+    env, _ = make("Reach", 32)
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=draw_and_send, args=(theirs,))
+    child.start()
+    assert ours.poll(60)
+    message = ours.recv()
+    child.join(10)
+    assert message.startswith("BrokenDependency") and "spawn" in message
+    env.close()
