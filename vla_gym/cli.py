@@ -18,14 +18,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from vla_gym import registration
-from vla_gym.deps import find_missing, require
+from vla_gym.deps import require
 from vla_gym.errors import InvalidOption
 
 if TYPE_CHECKING:
     from vla_gym.contract import SpecSheet
     from vla_gym.evaluation.evaluate import PolicySource
     from vla_gym.evaluation.records import Record
-    from vla_gym.suite import Entry, Suite
+    from vla_gym.suite import Entry, Suite, Task
 
 __all__ = ["app"]
 
@@ -128,9 +128,9 @@ def list_command(
     for name in ("id", "instruction", "simulator", "runs here"):
         table.add_column(name, overflow="fold")
     for suite in registration.list_suites():
-        simulator, status = _availability(suite)
         for task in suite.tasks.values():
             if wanted is None or suite.id(task.name) in wanted:
+                simulator, status = _availability(suite, task)
                 table.add_row(suite.id(task.name), escape(task.instruction), simulator, status)
     console.print(table)
 
@@ -369,13 +369,17 @@ def _print_report(path: Path) -> None:
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def _availability(suite: Suite) -> tuple[str, str]:
-    """Return the simulator that would run the suite here, and yes or the pip line."""
-    for info in suite.simulators:
-        if find_missing(info.modules) is None:
+def _availability(suite: Suite, task: Task) -> tuple[str, str]:
+    """Return the simulator that would run the task here, and yes or what is missing."""
+    from vla_gym.env import find_obstacle
+
+    able = [info for info in suite.simulators if info.tasks is None or task.name in info.tasks]
+    for info in able:
+        if find_obstacle(info) is None:
             return info.name, "[green]yes[/]"
-    info = suite.simulators[-1]
-    return info.name, escape(f"pip install 'vla-gym[{info.extra}]'")
+    info = able[-1]
+    how = f"pip install 'vla-gym[{info.extra}]'" if info.extra else "no: `vla-gym show ID` says why"
+    return info.name, escape(how)
 
 
 def _print_sheet(sheet: SpecSheet, instruction: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from vla_gym import registration
 from vla_gym.contract import SpecSheet, action_space, check_action, observation_space
 from vla_gym.deps import find_missing
-from vla_gym.errors import DependencyNotInstalled, InvalidOption, UnknownName
+from vla_gym.errors import DependencyNotInstalled, InvalidOption, StandInWarning, UnknownName
 from vla_gym.instruction import INSTRUCTION_FORMS, encode
-from vla_gym.suite import Frame, Setup, Simulator, SimulatorInfo, Suite
+from vla_gym.suite import Frame, Setup, Simulator, SimulatorInfo, Suite, Task
 from vla_gym.worker import RemoteSimulator, find_interpreter
 
-__all__ = ["VLAEnv"]
+__all__ = ["VLAEnv", "choose_simulator", "find_obstacle"]
 
 Observation = dict[str, Any]
 
@@ -90,12 +91,14 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._simulator: Simulator | None = None  # first: close() must work after a failed __init__
         self._closed = False
         self._episode = "none"  # -> "running" -> "terminated"
+        self._actions = 0
 
         the_suite = registration.get_suite(suite)
         the_task = registration.get_task(the_suite, task)
         env_id = the_suite.id(the_task.name)
         keywords = _check_keywords(the_suite, keywords, env_id)
-        layout = the_suite.layout(the_task, keywords)
+        self._info = choose_simulator(the_suite, the_task, simulator, python)
+        layout = (self._info.layout or the_suite.layout)(the_task, keywords)
         if isinstance(cameras, str):
             cameras = (cameras,)
         cameras = tuple(cameras)
@@ -116,7 +119,6 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             _check_flag("terminate_on_success", terminate_on_success, env_id)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UnknownName("render_mode", render_mode, self.metadata["render_modes"], env_id)
-        self._info = _choose_simulator(the_suite, simulator, env_id, python)
         self._python = python if python is None else find_interpreter(python)
 
         self._suite, self._task, self._layout = the_suite, the_task, layout
@@ -153,7 +155,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             instruction=instruction,
             state_dim=layout.state_dim if state else None,
             control_hz=the_suite.control_hz,
-            horizon=the_task.horizon,
+            horizon=min(the_task.horizon, self._mode.horizon or the_task.horizon),
             success=the_task.success,
             reward=the_suite.reward if reward == "native" else "1.0 while solved, else 0.0",
             terminate_on_success=bool(terminate_on_success),
@@ -206,7 +208,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         if self._simulator is None:
             self._simulator = self._open()
         frame = self._simulator.reset(episode_seed, options)
-        self._episode = "running"
+        self._episode, self._actions = "running", 0
         wordings = frame.instructions or (self._task.instruction, *self._task.paraphrases)
         text = wordings[0]
         if self._paraphrase:
@@ -226,8 +228,8 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             action: shape and meaning as `spec_sheet.action` says, each entry in [-1, 1].
 
         Returns:
-            observation, reward, terminated, truncated (always False here: `gym.make` adds the time
-            limit), info.
+            observation, reward, terminated, truncated (here only in an action mode with a horizon
+            of its own: `gym.make` adds the task's time limit), info.
 
         Raises:
             InvalidAction: wrong shape or not finite; the simulator never sees it.
@@ -250,7 +252,9 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         terminated = bool(frame.terminated or success_ends)
         if terminated:
             self._episode = "terminated"
-        return self._observe(frame), reward, terminated, False, self._make_info(frame)
+        self._actions += 1
+        truncated = self._mode.horizon is not None and self._actions >= self._mode.horizon
+        return self._observe(frame), reward, terminated, truncated, self._make_info(frame)
 
     def render(self) -> NDArray[np.uint8] | None:
         """Return the primary camera's picture, uint8 (render_size, render_size, 3), upright."""
@@ -345,20 +349,62 @@ def _check_keywords(suite: Suite, keywords: dict[str, Any], where: str) -> dict[
     return {name: keywords.get(name, word.default) for name, word in suite.keywords.items()}
 
 
-def _choose_simulator(suite: Suite, asked: str, where: str, python: str | None) -> SimulatorInfo:
-    """Return the simulator to use; with `python`, what is installed here says nothing."""
+def choose_simulator(
+    suite: Suite, task: Task, asked: str = "auto", python: str | None = None
+) -> SimulatorInfo:
+    """Return the simulator to use: `"auto"` takes the first of the suite that can run the task.
+
+    With another interpreter (`python`), what is installed in this one says nothing.
+
+    Raises:
+        UnknownName: the suite has no simulator of that name.
+        DependencyNotInstalled: none that was asked for can run here; the message has the steps.
+    """
+    where = suite.id(task.name)
     if asked != "auto":
         _check_name("simulator", asked, ["auto", *(info.name for info in suite.simulators)], where)
-    candidates = [info for info in suite.simulators if asked in ("auto", info.name)]
-    if python is not None:
-        return candidates[0]
-    missing = {}
-    for info in candidates:
-        missing[info.name] = find_missing(info.modules)
-        if missing[info.name] is None:
+    obstacles = []
+    for info in suite.simulators:
+        if asked not in ("auto", info.name):
+            continue
+        if info.tasks is not None and task.name not in info.tasks:
+            obstacles.append(
+                f"the simulator {info.name!r} does not have this task (it has {len(info.tasks)} of "
+                f"{len(suite.tasks)}; `vla-gym list '{suite.name}-*'` shows which)"
+            )
+            continue
+        obstacle = None if python is not None else find_obstacle(info)
+        if obstacle is None:
+            if info.stand_in_for and asked == "auto":
+                _warn_of_stand_in(suite, info)
             return info
-    info = candidates[-1]
-    raise DependencyNotInstalled(
-        f"{where} runs on the simulator {info.name!r}, which needs the package "
-        f"{missing[info.name]!r}, which is not installed. Run: pip install 'vla-gym[{info.extra}]'"
+        obstacles.append(obstacle)
+    raise DependencyNotInstalled(f"{where} cannot run here: " + "; ".join(obstacles))
+
+
+def find_obstacle(info: SimulatorInfo) -> str | None:
+    """Return why a simulator cannot run in this process and what to do, or None where it can."""
+    missing = find_missing(info.modules)
+    if missing is not None:
+        return (
+            f"the simulator {info.name!r} needs the package {missing!r}, which is not installed. "
+            f"Run: pip install 'vla-gym[{info.extra}]'"
+        )
+    return None if info.find_obstacle is None else info.find_obstacle()
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_stand_in(suite: Suite, info: SimulatorInfo) -> None:
+    if suite.name in _warned:
+        return
+    _warned.add(suite.name)
+    warnings.warn(
+        f"{suite.name} runs on {info.name!r}, our own stand-in for {info.stand_in_for!r}, which "
+        f"cannot run here: its scores are not {suite.name} results. "
+        f"simulator={info.stand_in_for!r} says how to get the original, "
+        f"simulator={info.name!r} silences this",
+        StandInWarning,
+        stacklevel=2,
     )

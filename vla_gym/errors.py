@@ -16,6 +16,7 @@ __all__ = [
     "InvalidOption",
     "ResetNeeded",
     "SimulatorCrashed",
+    "StandInWarning",
     "UnknownName",
 ]
 
@@ -65,3 +66,7 @@ class BrokenDependency(DependencyNotInstalled):
 
 class SimulatorCrashed(Error, RuntimeError):
     """A simulator died or answered with an error; the episode has no valid outcome."""
+
+
+class StandInWarning(UserWarning):
+    """A simulator of our own runs in the place of the original, whose scores it does not give."""

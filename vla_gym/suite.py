@@ -58,11 +58,14 @@ class ActionMode:
             ignores it. Gains are +1 or -1 wherever the suite's own range is [-1, 1] too, so that
             the conversion is exact in float32.
         native_dim: length of the suite's own vector.
+        horizon: actions after which an episode is truncated where that is fewer than the task's
+            horizon, for a mode whose actions take many control steps each.
     """
 
     entries: tuple[Entry, ...]
     native: tuple[tuple[int, float] | None, ...]
     native_dim: int
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.entries) != len(self.native):
@@ -151,6 +154,12 @@ class SimulatorInfo:
         modules: top-level modules that must be installed.
         extra: the extra of vla-gym that installs them.
         distributions: packages whose versions belong beside a score.
+        find_obstacle: for a simulator that pip alone does not install: returns why it cannot run
+            here and the steps to get it, or None where it can; imports nothing heavy.
+        tasks: names of the tasks that it has; None is all of the suite's.
+        layout: of this simulator where it differs from the suite's.
+        stand_in_for: name of the original simulator if this is one of our own in its place, whose
+            scores are never the original's.
     """
 
     name: str
@@ -158,6 +167,10 @@ class SimulatorInfo:
     modules: tuple[str, ...] = ()
     extra: str = ""
     distributions: tuple[str, ...] = ()
+    find_obstacle: Callable[[], str | None] | None = None
+    tasks: frozenset[str] | None = None
+    layout: Callable[[Task, Mapping[str, Any]], Layout] | None = None
+    stand_in_for: str = ""
 
 
 @dataclass(frozen=True)
