@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import threading
 
 import gymnasium as gym
 import numpy as np
@@ -62,6 +63,48 @@ def test_fast_quality_is_another_picture_of_the_same_scene():
     assert np.abs(first[::-1].astype(float) - second).mean() > 30
     exact.close()
     fast.close()
+
+
+def test_threads_draw_the_same_pictures():
+    env, first = make("Reach", 48)
+    found = []
+
+    def draw():
+        other, picture = make("Reach", 48)  # made, drawn and closed here
+        found.extend([picture, look(env, 48)])  # made over there, drawn here
+        other.close()
+
+    threads = [threading.Thread(target=draw) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(np.array_equal(picture, first) for picture in found)
+    assert np.array_equal(look(env, 48), first)
+    env.close()
+
+
+def test_the_viewer_of_another_program_keeps_its_context():
+    import mujoco
+
+    from vla_gym.rendering import choose_backend
+
+    if choose_backend() != "egl":
+        pytest.skip("only EGL can say which context is current")
+    from mujoco.egl import GLContext
+    from OpenGL import EGL
+
+    theirs = GLContext(64, 64)
+    theirs.make_current()
+    model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light/></worldbody></mujoco>")
+    buffer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+    env, _ = make("Reach", 32)
+    env.close()
+    assert EGL.eglGetCurrentContext().address == theirs._context.address
+    buffer.free()
+    theirs.free()
+    assert not EGL.eglGetCurrentContext()
 
 
 def run_python(code, **variables):

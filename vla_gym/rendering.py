@@ -1,6 +1,8 @@
 """Off-screen rendering of a compiled MuJoCo model: right-sized, upright, without a screen.
 
-One GL context per process serves all envs and cameras. `MUJOCO_GL=egl|osmesa` chooses the back
+One GL context per process serves all envs, cameras and threads. It is current only while a picture
+is drawn: afterwards the context that was current before, perhaps that of a simulator's own viewer,
+is current again. `MUJOCO_GL=egl|osmesa` chooses the back
 end; without it EGL is tried first (a GPU, or Mesa in software), then OSMesa (software).
 """
 
@@ -9,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,7 @@ SYSTEM_PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 MAX_GEOMS = 1000  # as gymnasium's and robosuite's viewers; one more geom would be left out by all
 
 _context: tuple[int, Any, str] | None = None  # (process id, GL context, back end)
+_lock = threading.RLock()
 
 
 def _make_context(backend: str) -> Any:
@@ -63,7 +68,8 @@ def choose_backend() -> str:
         DependencyNotInstalled: neither EGL nor OSMesa works; the message names the system packages.
         UnknownName: MUJOCO_GL has a value that is not valid here.
     """
-    return _current_context()[2]
+    with _current_gl():
+        return _current_context()[2]
 
 
 def _current_context() -> tuple[int, Any, str]:
@@ -98,6 +104,36 @@ def _current_context() -> tuple[int, Any, str]:
         + (f". Run: {packages}" if packages else "")
         + ". Without rendering, make the env with cameras=()"
     )
+
+
+@contextlib.contextmanager
+def _current_gl() -> Iterator[None]:
+    """Have the process's GL context current in this thread, and in no other one, inside."""
+    with _lock:
+        _, context, backend = _current_context()
+        restore = _remember_egl(context) if backend == "egl" else None
+        context.make_current()
+        try:
+            yield
+        finally:
+            if restore is not None:
+                restore()
+
+
+def _remember_egl(context: Any) -> Callable[[], None]:
+    """Return a function that makes current what is current now; nothing, if that is ours."""
+    from mujoco import egl
+    from OpenGL import EGL
+
+    before = EGL.eglGetCurrentContext()
+    display, draw, read = egl.EGL_DISPLAY, EGL.EGL_NO_SURFACE, EGL.EGL_NO_SURFACE
+    if not before or before.address == context._context.address:
+        before = EGL.EGL_NO_CONTEXT
+    else:
+        display = EGL.eglGetCurrentDisplay()
+        draw = EGL.eglGetCurrentSurface(EGL.EGL_DRAW)
+        read = EGL.eglGetCurrentSurface(EGL.EGL_READ)
+    return lambda: EGL.eglMakeCurrent(display, draw, read, before)
 
 
 class Renderer:
@@ -143,21 +179,21 @@ class Renderer:
             names = [self._model.camera(i).name for i in range(self._model.ncam)]
             raise UnknownName("camera", camera, names, "the model")
         self._camera.fixedcamid = camera_id
-        _current_context()[1].make_current()
-        self._prepare(height, width)
         viewport = mujoco.MjrRect(0, 0, width, height)
-        mujoco.mjv_updateScene(
-            self._model,
-            self._data,
-            self._option,
-            self._perturb,
-            self._camera,
-            mujoco.mjtCatBit.mjCAT_ALL,
-            self._scene,
-        )
-        mujoco.mjr_render(viewport, self._scene, self._buffer)
         pixels = np.empty((height, width, 3), dtype=np.uint8)
-        mujoco.mjr_readPixels(pixels, None, viewport, self._buffer)
+        with _current_gl():
+            self._prepare(height, width)
+            mujoco.mjv_updateScene(
+                self._model,
+                self._data,
+                self._option,
+                self._perturb,
+                self._camera,
+                mujoco.mjtCatBit.mjCAT_ALL,
+                self._scene,
+            )
+            mujoco.mjr_render(viewport, self._scene, self._buffer)
+            mujoco.mjr_readPixels(pixels, None, viewport, self._buffer)
         return np.ascontiguousarray(pixels[::-1])  # GL's row 0 is at the bottom
 
     def _prepare(self, height: int, width: int) -> None:
@@ -183,8 +219,8 @@ class Renderer:
         """Free the GL buffers. Safe to call more than once."""
         buffer, self._buffer = self._buffer, None
         if buffer is not None and _context is not None and _context[0] == os.getpid():
-            with contextlib.suppress(Exception):  # at interpreter exit the GL library may be gone
-                _context[1].make_current()
+            # At interpreter exit the GL library may be gone.
+            with contextlib.suppress(Exception), _current_gl():
                 buffer.free()
 
 
