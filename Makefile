@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all that a newcomer types: each does its own set-up first.
-# Needs python 3.11 or 3.12, git and make. PYTHON=/path/to/python chooses the interpreter.
+# Needs Python 3.11 or 3.12, bash and make. PYTHON=/path/to/python chooses the interpreter.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -40,5 +40,5 @@ format: setup ## Put the code into the common form
 bench: setup ## Measure what needs no long run (the other measurements: benchmarks/)
 	$(BIN)/python benchmarks/import_time.py
 
-clean: ## Remove what the targets above have made, .venv too
-	rm -rf .venv build dist results *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## Remove what the targets above have made, .venv too; not your own results
+	rm -rf .venv build dist results/demo *.egg-info .pytest_cache .ruff_cache .hypothesis

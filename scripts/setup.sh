@@ -5,7 +5,7 @@
 # second and needs no network. As root on Debian or Ubuntu it installs the system packages that are
 # missing; anywhere else it names them and stops.
 #
-# PYTHON=/path/to/python chooses the interpreter (default: the newest suitable one).
+# PYTHON=/path/to/python chooses the interpreter (default: 3.11, which is tested most, else 3.12).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,17 +35,19 @@ install_system() {
 # The version as 3.11, or nothing where the command does not run (pyenv leaves such shims).
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
 
+# Not 3.13: robosuite needs a NumPy that has no wheel for it.
 find_python() {
-    local candidate
+    local candidate found
     if [ -n "${PYTHON:-}" ]; then
-        case $(version_of "$PYTHON") in
-            3.11 | 3.12 | 3.13) echo "$PYTHON" ;;
-            *) stop "PYTHON=$PYTHON is not a Python 3.11 to 3.13 that runs" ;;
+        found=$(version_of "$PYTHON")
+        case $found in
+            3.11 | 3.12) echo "$PYTHON" ;;
+            "") stop "PYTHON=$PYTHON is no Python that runs" ;;
+            *) stop "PYTHON=$PYTHON is Python $found; the tested versions need 3.11 or 3.12" ;;
         esac
         return 0
     fi
-    # 3.13 only on request: robosuite needs a NumPy that has no wheel for it.
-    for candidate in python3.12 python3.11 python3; do
+    for candidate in python3.11 python3.12 python3; do
         case $(version_of "$candidate") in
             3.11 | 3.12)
                 echo "$candidate"
@@ -53,18 +55,22 @@ find_python() {
                 ;;
         esac
     done
-    stop "no Python 3.11 or 3.12 found. Install one, or name it: make PYTHON=/path/to/python3.11"
+    stop "no Python 3.11 or 3.12 found. Install one (from your system, uv, conda or pyenv) and put it" \
+        "on the PATH, or name it: make demo PYTHON=/path/to/python3.11"
 }
 
 make_venv() {
-    local python
-    if [ -z "$(version_of $venv/bin/python)" ]; then
-        python=$(find_python)
-    elif [ -n "${PYTHON:-}" ] && [ "$(version_of "$PYTHON")" != "$(version_of $venv/bin/python)" ]; then
-        python=$(find_python)
-    else
-        return 0
+    local python old
+    old=$(version_of $venv/bin/python)
+    [ -x $venv/bin/pip ] || old= # its making was interrupted
+    if [ -n "$old" ] && [ -z "${PYTHON:-}" ]; then
+        case $old in
+            3.11 | 3.12) return 0 ;;
+            *) stop "$venv has Python $old, which is not 3.11 or 3.12. Remove $venv and run make again" ;;
+        esac
     fi
+    python=$(find_python)
+    [ "$(version_of "$python")" != "$old" ] || return 0
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         install_system "$python cannot make virtual environments" "python$(version_of "$python")-venv"
     fi
@@ -75,13 +81,16 @@ make_venv() {
 # robosuite brings evdev, which PyPI has only as C source.
 ensure_compiler() {
     local include
+    local packages=(gcc libc6-dev linux-libc-dev)
     [ "$(uname -s)" = Linux ] || return 0
     ! $venv/bin/python -c 'import evdev' 2>/dev/null || return 0
     include=$($venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
     if ! printf '#include <Python.h>\n#include <linux/input.h>\n' |
         gcc -fsyntax-only -I"$include" -x c - 2>/dev/null; then
-        install_system "evdev, which robosuite needs, is compiled here: gcc and headers are missing" \
-            gcc libc6-dev linux-libc-dev "python$(version_of $venv/bin/python)-dev"
+        # A Python from elsewhere (uv, conda, pyenv) has its headers with it.
+        [ -e "$include/Python.h" ] || packages+=("python$(version_of $venv/bin/python)-dev")
+        install_system "evdev, which robosuite needs, is compiled here: gcc or headers are missing" \
+            "${packages[@]}"
     fi
 }
 

@@ -158,8 +158,9 @@ def check_action(action: Any, entries: tuple[Entry, ...], where: str) -> NDArray
     """
     names = ", ".join(entry.name for entry in entries)
     try:
-        array = np.asarray(action, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        # float64 first: a finite number beyond float32 is to be clipped, not to overflow.
+        array = np.asarray(action, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidAction(
             f"the action for {where} is not an array of numbers ({error}); it takes {len(entries)} "
             f"numbers in [-1, 1]: {names}"
@@ -178,7 +179,7 @@ def check_action(action: Any, entries: tuple[Entry, ...], where: str) -> NDArray
             f"the action for {where} must be finite: {bad}. Nothing was sent to the simulator; "
             "look for a division by zero or an overflow in the policy"
         )
-    return np.clip(array, -1.0, 1.0)
+    return np.clip(array, -1.0, 1.0).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def require(module: str, extra: str, purpose: str = "") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        if error.name is not None and module.split(".")[0] == error.name:
+        # A plain ImportError ("cannot import name") may carry the package's own name as well.
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
+        if missing:
             raise DependencyNotInstalled(
                 f"{need} {error.name!r}, which is not installed. Run: {_install_line(extra)}"
             ) from error

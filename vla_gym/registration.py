@@ -23,6 +23,9 @@ _suites: dict[str, Suite] = {}
 
 def register_suite(suite: Suite) -> None:
     """Register a suite and an id for each of its tasks. Registering it again replaces it."""
+    if replaced := _suites.get(suite.name):
+        for task in replaced.tasks:  # none may go on under an old id with the new suite behind it
+            gym.registry.pop(replaced.id(task), None)
     _suites[suite.name] = suite
     for task in suite.tasks.values():
         env_id = suite.id(task.name)

@@ -8,6 +8,7 @@ is loaded there from its own folder, without exposing anything else that is inst
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -77,7 +78,11 @@ class RemoteSimulator:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._call("open", entry_point=entry_point, setup=dataclasses.asdict(setup))
+        try:
+            self._call("open", entry_point=entry_point, setup=dataclasses.asdict(setup))
+        except BaseException:
+            self.close()  # no process stays behind where no simulator came to be
+            raise
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> Frame:
         """See `vla_gym.suite.Simulator`."""
@@ -103,7 +108,8 @@ class RemoteSimulator:
         process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # unsent bytes for a process that died
+                    stream.close()
 
     def __del__(self) -> None:
         process = getattr(self, "_process", None)
@@ -125,9 +131,9 @@ class RemoteSimulator:
             ) from error
         if "error" not in answer:
             return answer["result"]
-        kind = getattr(errors, answer["error"], None)
-        if kind is None or answer["error"] in ("UnknownName", "SimulatorCrashed"):
-            kind = errors.SimulatorCrashed
+        if "unknown_name" in answer:
+            raise errors.UnknownName(*answer["unknown_name"])
+        kind = getattr(errors, answer["error"], errors.SimulatorCrashed)
         raise kind(f"{answer['message']} (in {self._name})")
 
 
@@ -156,10 +162,22 @@ def serve() -> None:
                 result = result._asdict()
             answer = {"result": result}
         except Exception as error:  # the boundary: whatever went wrong is reported to the parent
-            answer = {"error": type(error).__name__, "message": f"{type(error).__name__}: {error}"}
-        _send(answers, answer)
+            answer = _describe(error)
+        try:
+            _send(answers, answer)
+        except TypeError as error:  # it holds something that cannot travel; nothing was sent yet
+            _send(answers, _describe(error))
         if method == "close":
             break
+
+
+def _describe(error: Exception) -> dict[str, Any]:
+    kind = type(error).__name__
+    answer: dict[str, Any] = {"error": kind, "message": f"{kind}: {error}"}
+    if isinstance(error, errors.UnknownName):
+        asked = error.asked if isinstance(error.asked, str) else repr(error.asked)
+        answer["unknown_name"] = [error.kind, asked, list(map(str, error.valid)), error.where]
+    return answer
 
 
 def _frame(fields: dict[str, Any]) -> Frame:
@@ -170,7 +188,7 @@ def _send(stream: BinaryIO | Any, message: dict[str, Any]) -> None:
     arrays: list[NDArray[Any]] = []
 
     def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
             arrays.append(np.ascontiguousarray(value))
             return {"__array__": [value.dtype.str, list(value.shape)]}
         if isinstance(value, np.generic):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import hashlib
 import json
 import logging
@@ -418,10 +419,14 @@ def _protocol(sheet: SpecSheet, env: gym.Env[Any, Any], pair: Pair) -> dict[str,
 
 def _name_of(source: str | Callable[[], Any]) -> str:
     """Return what a policy was made from; a file is told apart by its content, not by its place."""
+    if isinstance(source, functools.partial):
+        given = [_name_of(x) if isinstance(x, str) else repr(x) for x in source.args]
+        given += [f"{key}={value!r}" for key, value in source.keywords.items()]
+        return f"{_name_of(source.func)}({', '.join(given)})"
     if not isinstance(source, str):
         return f"{source.__module__}.{source.__qualname__}"
     key, _, argument = source.partition(":")
-    path = Path(argument)
-    if argument and path.is_file():
-        return f"{key}:{path.name} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    for path in (Path(argument), Path(argument + ".zip")):  # SB3's files may be named without it
+        if argument and path.is_file():
+            return f"{key}:{path.name} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
     return source
