@@ -1,0 +1,1 @@
+"""MuJoCo twins: our own stand-ins for simulators that pip cannot install."""

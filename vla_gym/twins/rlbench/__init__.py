@@ -1,0 +1,1 @@
+"""RLBench's tasks in MuJoCo, made of primitives: our own stand-in, not RLBench."""

@@ -1,0 +1,169 @@
+"""What a task of the twin is: a scene, wordings, a success rule and a plan that solves it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_gym.twins.panda import Kinematics, Pose
+from vla_gym.twins.rlbench.scene import MOUNT, TASK_CENTRE_M, SceneBuilder
+from vla_gym.twins.rlbench.world import Snapshot, World, yaw_matrix
+
+__all__ = [
+    "DOWN",
+    "TwinTask",
+    "Waypoint",
+    "above",
+    "choose_roll",
+    "draw_apart",
+    "draw_place",
+    "look_along",
+    "top_grasp",
+]
+
+DOWN = np.diag([-1.0, 1.0, -1.0])
+"""Rotation of a tip that points straight down as at home: fingers open along the world's y."""
+
+BASE = "task"
+"""Body of a task whose parts are placed as one."""
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    """A pose for the tip to go to, and what the gripper does when it is there.
+
+    Attributes:
+        position: [m], world frame.
+        rotation: tip to world.
+        open: the gripper on the way there; None leaves it as it is.
+        then_open: what the gripper does after arriving; None leaves it.
+        slow: whether to move at a quarter of the speed, where precision or force matters.
+        hold: control steps to stay after arriving.
+    """
+
+    position: NDArray[np.float64]
+    rotation: NDArray[np.float64]
+    open: bool | None = None
+    then_open: bool | None = None
+    slow: bool = False
+    hold: int = 0
+
+
+class TwinTask:
+    """One task. Subclasses say what is in the scene; an object of it plays one simulator.
+
+    Class attributes:
+        bodies: names whose poses the privileged state holds, at most `names.MAX_BODIES`.
+        joints: names of its hinges and slides in the state, at most `names.MAX_JOINTS`.
+        yaw: largest turn of the whole task to either side at a reset [rad], None if it is static.
+    """
+
+    bodies: ClassVar[tuple[str, ...]] = ()
+    joints: ClassVar[tuple[str, ...]] = ()
+    yaw: ClassVar[float | None] = np.pi
+
+    @classmethod
+    def build(cls, scene: SceneBuilder) -> None:
+        """Add bodies, joints and sensors: the same for every variation and episode."""
+        raise NotImplementedError
+
+    def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
+        """Start an episode: place and paint everything. `world` is at rest in its home pose."""
+        raise NotImplementedError
+
+    def observe(self, world: World) -> None:
+        """See the world after each control step, for rules that remember (an order, a path)."""
+        del world
+
+    def succeeded(self, world: World) -> bool:
+        """Return whether the task is solved at this moment."""
+        raise NotImplementedError
+
+    @classmethod
+    def wordings(cls, variation: int) -> tuple[str, ...]:
+        """Return the instruction of a variation and its paraphrases, canonical first."""
+        raise NotImplementedError
+
+    @classmethod
+    def plan(cls, seen: Snapshot) -> list[Waypoint]:
+        """Return waypoints that solve the task from how it stands at the start."""
+        raise NotImplementedError
+
+
+def draw_place(
+    rng: np.random.Generator, x: float, y: float, centre: tuple[float, float] = (0.0, 0.0)
+) -> NDArray[np.float64]:
+    """Draw a point on the table: full extents `x` and `y` about `TASK_CENTRE_M` plus `centre`."""
+    offset = rng.uniform([-x / 2, -y / 2], [x / 2, y / 2]) + centre
+    return np.array([TASK_CENTRE_M[0] + offset[0], TASK_CENTRE_M[1] + offset[1], TASK_CENTRE_M[2]])
+
+
+def draw_apart(
+    rng: np.random.Generator, count: int, x: float, y: float, apart: float, tries: int = 2000
+) -> NDArray[np.float64]:
+    """Draw `count` points as `draw_place` does, each at least `apart` from all others: (count, 3).
+
+    Falls back to the best of its tries, so that a reset always ends.
+    """
+    best, widest = np.zeros((count, 3)), -1.0
+    for _ in range(tries):
+        points = np.array([draw_place(rng, x, y) for _ in range(count)])
+        gaps = np.linalg.norm(points[:, None, :2] - points[None, :, :2], axis=-1)
+        gap = float((gaps + np.eye(count) * 9).min())
+        if gap > widest:
+            best, widest = points, gap
+        if widest >= apart:
+            break
+    return best
+
+
+def top_grasp(yaw: float) -> NDArray[np.float64]:
+    """Return the rotation of a tip that points down with its fingers along `yaw` + 90 degrees.
+
+    Of the two that are the same to the fingers, the one nearer to the home pose.
+    """
+    turn = (yaw + np.pi / 2) % np.pi - np.pi / 2
+    return yaw_matrix(turn) @ DOWN
+
+
+def look_along(direction: NDArray[np.float64], fingers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rotation of a tip that points along `direction` and opens along `fingers`.
+
+    The fingers' direction is made perpendicular; of the two senses the one nearer to +y is taken.
+    """
+    z = np.asarray(direction, dtype=np.float64) / np.linalg.norm(direction)
+    y = np.asarray(fingers, dtype=np.float64)
+    y = y - z * (z @ y)
+    y /= np.linalg.norm(y)
+    return np.stack([np.cross(y, z), y, z], axis=1)
+
+
+def choose_roll(
+    position: NDArray[np.float64], rotation: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the rotation, or it turned by half a turn about the hand's axis: the same grasp.
+
+    Of the two, the one that the arm reaches from its home pose with the smaller turn of a joint.
+    """
+    home = np.array(MOUNT.home)
+    best, least = rotation, np.inf
+    for candidate in (rotation, rotation @ np.diag([-1.0, -1.0, 1.0])):
+        joints, error = _kinematics().solve(Pose(position, candidate), home, 60)
+        cost = float(np.abs(joints - home).max()) + 100 * error
+        if cost < least:
+            best, least = candidate, cost
+    return best
+
+
+@functools.cache
+def _kinematics() -> Kinematics:
+    return Kinematics(MOUNT)
+
+
+def above(pose: Pose, height: float) -> NDArray[np.float64]:
+    """Return the point so far above a pose."""
+    return pose.position + np.array([0.0, 0.0, height])
