@@ -87,6 +87,13 @@ def test_what_was_not_evaluated_is_a_dash_or_an_empty_field(tmp_path):
     assert f"| Toy-B | {DASH} | {DASH} |" in markdown
 
 
+def test_tasks_stand_in_the_order_in_which_they_were_asked_for(tmp_path):
+    ids = ["Toy-Lift", "Toy-Reach"]  # Reach ends first: half the horizon
+    evaluate({"expert": stand_ins.ReachBall}, ids, episodes=1, folder=tmp_path, workers=2)
+    markdown = write_report([tmp_path]).with_suffix(".md").read_text()
+    assert markdown.index("| Toy-Lift") < markdown.index("| Toy-Reach")
+
+
 def test_the_same_records_give_the_same_page(folder):
     before = (folder / "report.html").read_bytes()
     assert write_report([folder]).read_bytes() == before

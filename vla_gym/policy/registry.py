@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla_gym.errors import BrokenDependency, UnknownName
 from vla_gym.policy.base import Policy
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["list_policies", "make_policy", "register_policy"]
 
@@ -37,7 +39,7 @@ def make_policy(name: str, **keywords: Any) -> Policy:
 
     Raises:
         UnknownName: there is no policy of that name.
-        BrokenDependency: its module cannot be imported.
+        BrokenDependency: its module cannot be imported, or two packages offer it.
     """
     key, colon, argument = name.partition(":")
     factory = _registered.get(key)
@@ -54,23 +56,32 @@ def make_policy(name: str, **keywords: Any) -> Policy:
     return factory(argument, **keywords) if colon else factory(**keywords)
 
 
-def _entry_points() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
+def _entry_points() -> dict[str, list[EntryPoint]]:
+    """Return name -> entry points: more than one where packages offer different things under it."""
+    from importlib.metadata import (
+        entry_points,
+    )  # here: it costs as much as all else of this package
+
+    found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=GROUP):
-        known = found.get(point.name)
-        if known is not None and known.value != point.value:
-            raise ValueError(
-                f"two packages offer a policy named {point.name!r}: {known.value} and "
-                f"{point.value}. Uninstall or rename one"
-            )
-        found[point.name] = point
+        known = found.setdefault(point.name, [])
+        if point.value not in [other.value for other in known]:
+            known.append(point)
     return found
 
 
-def _load(point: EntryPoint) -> Callable[..., Any]:
+def _load(points: list[EntryPoint]) -> Callable[..., Any]:
+    if len(points) > 1:
+        values = " and ".join(point.value for point in points)
+        raise BrokenDependency(
+            f"several packages offer a policy named {points[0].name!r}: {values}. Uninstall or "
+            "rename one"
+        )
+    (point,) = points
     try:
         return point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # an import may run any code
         raise BrokenDependency(
-            f"the policy {point.name!r} ({point.value}) cannot be loaded: {error}"
+            f"the policy {point.name!r} ({point.value}) cannot be loaded: "
+            f"{type(error).__name__}: {error}"
         ) from error
