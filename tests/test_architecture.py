@@ -12,7 +12,7 @@ from tests.support import ROOT
 from vla_gym.errors import DependencyNotInstalled
 
 LAYERS = (
-    ("_version", "errors"),
+    ("_version", "errors", "worker_main"),
     ("deps", "suite"),
     ("rendering", "embedding", "worker"),
     ("instruction",),
@@ -34,7 +34,18 @@ LAYERS = (
 POLICY_MAY_IMPORT = {"contract", "errors", "deps", "instruction", "suite"}
 """A policy knows the contract, not the env: it also runs where no env is (on a robot)."""
 
-PUBLIC = {"vla_gym", "vla_gym.policy", "vla_gym.errors", "vla_gym.deps", "vla_gym.registration"}
+PUBLIC = {
+    "vla_gym",
+    "vla_gym.contract",
+    "vla_gym.deps",
+    "vla_gym.errors",
+    "vla_gym.instruction",
+    "vla_gym.policy",
+    "vla_gym.registration",
+    "vla_gym.twins.panda",
+    "vla_gym.twins.rlbench.tasks",
+    "vla_gym.twins.rlbench.world",
+}
 """What `policies/` may import, as an outside plug-in may."""
 
 EXCEPTIONS = {

@@ -15,6 +15,7 @@ SUITE_MODULES = (
     "vla_gym.suites.toy",
     "vla_gym.suites.metaworld",
     "vla_gym.suites.robosuite",
+    "vla_gym.suites.rlbench",
 )
 """A new benchmark is one module with a `SUITE`, and one line here."""
 

@@ -8,6 +8,7 @@ end; without it EGL is tried first (a GPU, or Mesa in software), then OSMesa (so
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import platform
@@ -94,6 +95,8 @@ def _current_context() -> tuple[int, Any, str]:
             if chosen_platform is None:
                 os.environ.pop("PYOPENGL_PLATFORM", None)  # the failed back end has set its own
         else:
+            # Before MuJoCo ends EGL, which would make the context's own end print an error.
+            atexit.register(_context[1].free)
             return _context
     packages = " or ".join(
         f"apt-get install {SYSTEM_PACKAGES[name]}" for name in backends if name in SYSTEM_PACKAGES

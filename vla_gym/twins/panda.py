@@ -49,11 +49,11 @@ FLANGE_M = 0.107
 FINGER_BASE_M = 0.0584
 """From the flange to the fingers' own frame (franka_description, hand.xacro)."""
 
-STIFFNESS = (4500.0, 4500.0, 3500.0, 3500.0, 2000.0, 2000.0, 2000.0)
-"""Of the joints' position servos [Nm/rad]; their damping is a tenth of it [Nms/rad]."""
+STIFFNESS = (6000.0, 6000.0, 6000.0, 6000.0, 2000.0, 2000.0, 2000.0)
+"""Of the joints' position servos [Nm/rad]."""
 
-DAMPING_PER_STIFFNESS_S = 0.1
-TORQUE_NM = (260.0, 260.0, 260.0, 260.0, 60.0, 60.0, 60.0)
+DAMPING_PER_STIFFNESS_S = 0.04
+TORQUE_NM = (300.0, 300.0, 300.0, 300.0, 80.0, 80.0, 80.0)
 """Three and more times a real Panda's: a control step may begin with a jump of the speed, which a
 simulated position servo is expected to follow."""
 
@@ -316,6 +316,35 @@ class Panda:
         if not good:
             return None
         return min(good, key=lambda joints: float(np.abs(joints - start).max()))
+
+    def trace_line(
+        self, pose: Pose, start: NDArray[np.float64], spacing: float = 0.02
+    ) -> list[NDArray[np.float64]] | None:
+        """Return joint positions along the straight line from `start`'s tip to `pose`.
+
+        Args:
+            pose: where the line ends; the rotation turns evenly on the way.
+            start: joint positions at its beginning.
+            spacing: of the points [m or rad].
+
+        Returns:
+            The points after the start, or None where the arm cannot follow the line.
+        """
+        begin = self._solver.forward(start)
+        turn = rotation_vector(pose.rotation @ begin.rotation.T)
+        offset = pose.position - begin.position
+        count = max(1, int(np.ceil(max(np.linalg.norm(offset), np.linalg.norm(turn)) / spacing)))
+        joints, line = start, []
+        for share in np.arange(1, count + 1) / count:
+            goal = Pose(
+                begin.position + share * offset, vector_to_matrix(share * turn) @ begin.rotation
+            )
+            found, error = self._solver.solve(goal, joints, 20)
+            if error > 2e-3 or np.abs(found - joints).max() > 0.3:
+                return None
+            joints = found
+            line.append(joints)
+        return line
 
     def command(
         self, joints: NDArray[np.float64], velocities: NDArray[np.float64] | float = 0.0

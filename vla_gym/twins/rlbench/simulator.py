@@ -2,7 +2,8 @@
 
 What is the same: action modes, proprio, cameras, the robot, and the tasks' measures and success
 rules as far as `vla_gym.suites.rlbench` and each task say. What is not: bodies are primitives, the
-physics is another, `keypose` moves along a straight line in joint space without avoiding anything.
+physics is another, `keypose` moves in a straight line, of the tip where the arm can follow it, else
+of the joints, and avoids nothing.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ SUBSTEPS = round(CONTROL_S / TIMESTEP_S)
 FINGER_SPEED = 0.2 / FINGER_OPEN_M
 """RLBench's gripper actuation, 0.2 m/s, as a share of the full opening per second."""
 
-MAX_JOINT_SPEED = 2.0
-"""Of `ee_delta` and `joint_position` [rad/s]; Franka allows 2.175 to 2.61."""
+MAX_JOINT_SPEED = np.array([2.175] * 4 + [2.61] * 3)
+"""Of `ee_delta` and `joint_position` [rad/s]: Franka's limits. Where the arm is nearly stretched, as
+at the start, they slow the tip to below what an action of +-1 asks for."""
 
 PLANNED_JOINT_SPEED = 1.0
 """Of `keypose` [rad/s]: RLBench's planner."""
@@ -127,7 +129,11 @@ class RLBenchTwin:
             speed = MAX_JOINT_SPEED
         elif mode == "native":
             command = decode_joint_velocity(action)
-            joints, self._open, speed = robot.target + command.joints * CONTROL_S, command.open, 9.0
+            joints, self._open, speed = (
+                robot.target + command.joints * CONTROL_S,
+                command.open,
+                None,
+            )
         else:
             command = decode_joint_position(action)
             joints, self._open, speed = _to_model(command.joints), command.open, MAX_JOINT_SPEED
@@ -152,17 +158,30 @@ class RLBenchTwin:
         if renderer is not None:
             renderer.close()
 
-    def _drive(self, joints: NDArray[np.float64], speed: float) -> None:
+    def _drive(
+        self, joints: NDArray[np.float64], speed: NDArray[np.float64] | float | None = None
+    ) -> None:
         """Move the commanded joints towards `joints` for one control step, at most at `speed`."""
         robot = self._world.robot
         start = robot.target
         move = np.clip(joints, robot.low, robot.high) - start
-        fastest = float(np.abs(move).max()) / CONTROL_S
-        if fastest > speed:
-            move = move * (speed / fastest)
+        if speed is not None:
+            move = move / max(1.0, float((np.abs(move) / speed).max()) / CONTROL_S)
         # What the arm could not follow, because something is in its way, is not stored up.
         lag = np.clip(start + move - robot.joints, -0.15, 0.15)
         self._advance(start, robot.joints + lag)
+
+    def _follow(self, path: list[NDArray[np.float64]]) -> None:
+        """Move along the points of a path for one control step and drop those that are reached."""
+        reach = PLANNED_JOINT_SPEED * CONTROL_S
+        joints, left = self._world.robot.target, reach
+        while path:
+            length = float(np.abs(path[0] - joints).max())
+            if length > left:
+                joints = joints + (path[0] - joints) * (left / length)
+                break
+            joints, left = path.pop(0), left - length
+        self._drive(joints, PLANNED_JOINT_SPEED)
 
     def _advance(self, start: NDArray[np.float64], end: NDArray[np.float64]) -> None:
         """Simulate one control step in which the arm's command goes from `start` to `end`."""
@@ -191,15 +210,18 @@ class RLBenchTwin:
         keypose = decode_keypose(action)
         robot = self._world.robot
         pose = Pose(keypose.position_m, matrix_from_quaternion(keypose.quaternion_xyzw))
-        joints = robot.search(pose, robot.target, self._rng)
-        if joints is None:
+        path = robot.trace_line(pose, robot.target)
+        if path is None:
+            found = robot.search(pose, robot.target, self._rng)
+            path = [] if found is None else [found]
+        if not path:
             where = np.round(keypose.position_m, 3).tolist()
             return self._frame(0, f"no arm posture brings the tip to {where} with that rotation")
         steps = 0
-        while np.abs(joints - robot.target).max() > 1e-4 and steps < MAX_PLANNED_STEPS:
-            self._drive(joints, PLANNED_JOINT_SPEED)
-            self._task.observe(self._world)
+        while path and steps < MAX_PLANNED_STEPS:
             steps += 1
+            self._follow(path)
+            self._task.observe(self._world)
             if self._task.succeeded(self._world):
                 return self._frame(steps, "")
         if keypose.open != self._open:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_gym.twins.panda import Kinematics, Pose
+from vla_gym.twins.panda import Kinematics, Pose, rotation_vector, vector_to_matrix
 from vla_gym.twins.rlbench.scene import MOUNT, TASK_CENTRE_M, SceneBuilder
 from vla_gym.twins.rlbench.world import Snapshot, World, yaw_matrix
 
@@ -22,6 +21,7 @@ __all__ = [
     "draw_apart",
     "draw_place",
     "look_along",
+    "solvable",
     "top_grasp",
 ]
 
@@ -150,18 +150,56 @@ def choose_roll(
     Of the two, the one that the arm reaches from its home pose with the smaller turn of a joint.
     """
     home = np.array(MOUNT.home)
+    arm = Kinematics(MOUNT)  # of this call alone: resets may run in several threads
     best, least = rotation, np.inf
     for candidate in (rotation, rotation @ np.diag([-1.0, -1.0, 1.0])):
-        joints, error = _kinematics().solve(Pose(position, candidate), home, 60)
+        joints, error = arm.solve(Pose(position, candidate), home, 60)
         cost = float(np.abs(joints - home).max()) + 100 * error
         if cost < least:
             best, least = candidate, cost
     return best
 
 
-@functools.cache
-def _kinematics() -> Kinematics:
-    return Kinematics(MOUNT)
+STRIDE_M, STRIDE_RAD, SLOW_STRIDE = 0.025, 0.1, 0.3
+"""How far apart `solvable` looks along the way: as far as a control step goes. With other strides
+the arm would come to the same place with another elbow."""
+
+REACH_ERROR = 5e-3
+"""Metres plus radians by which a pose may be missed."""
+
+SPARE_RAD = 0.1
+"""How far every joint stays from its limits, where the arm gets stuck on its way."""
+
+
+def solvable(task: TwinTask, world: World, variation: int) -> bool:
+    """Return whether the arm can follow the task's plan, in straight lines, from how it stands now.
+
+    For `place`: draw until this is true, then every episode has a solution. Looks at the arm's
+    joints alone, not at what may be in the way.
+    """
+    world.forward()
+    robot = world.robot
+    seen = Snapshot(
+        tip=robot.tip,
+        opening=robot.opening,
+        variation=variation,
+        poses={name: world.pose(name) for name in task.bodies},
+        joints={name: world.joint(name) for name in task.joints},
+    )
+    joints, here = robot.joints.copy(), seen.tip
+    for waypoint in task.plan(seen):
+        way = waypoint.position - here.position
+        turn = rotation_vector(waypoint.rotation @ here.rotation.T)
+        far = max(np.abs(way).max() / STRIDE_M, np.abs(turn).max() / STRIDE_RAD)
+        far /= SLOW_STRIDE if waypoint.slow else 1.0
+        for part in np.linspace(0.0, 1.0, int(np.ceil(far)) + 1)[1:]:
+            pose = Pose(here.position + part * way, vector_to_matrix(part * turn) @ here.rotation)
+            joints, error = robot.solve(pose, joints)
+            spare = np.minimum(joints - robot.low, robot.high - joints).min()
+            if error > REACH_ERROR or spare < SPARE_RAD:
+                return False
+        here = Pose(waypoint.position, waypoint.rotation)
+    return True
 
 
 def above(pose: Pose, height: float) -> NDArray[np.float64]:
