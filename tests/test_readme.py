@@ -25,6 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXTRAS_BY_WORD = {
     "MetaWorld": "metaworld",
     "Robosuite": "robosuite",
+    "RLBench": "rlbench-twin",
     "stable_baselines3": "sb3",
     "vla_gym.evaluation": "eval",
 }

@@ -458,7 +458,7 @@ SUITE = Suite(
         SimulatorInfo(
             "rlbench-twin",
             "vla_gym.twins.rlbench.simulator:RLBenchTwin",
-            ("mujoco", "robosuite"),
+            ("mujoco", "robosuite", "fast_simplification"),
             "rlbench-twin",
             ("mujoco", "robosuite"),
             tasks=TWIN_TASKS,
