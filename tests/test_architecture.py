@@ -17,8 +17,8 @@ LAYERS = (
     ("rendering", "embedding", "worker"),
     ("instruction",),
     ("contract",),
-    ("twins",),
     ("suites",),
+    ("twins",),
     ("registration",),
     ("env",),
     ("conformance", "wrappers", "vector"),
@@ -50,6 +50,8 @@ PUBLIC = {
 
 EXCEPTIONS = {
     ("embedding", "registration"): "registered_texts(), with which the table is written",
+    ("embedding", "suites"): "registered_texts(), with which the table is written",
+    ("embedding", "twins"): "registered_texts(), with which the table is written",
 }
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -163,7 +165,8 @@ def test_every_exception_is_still_needed():
     for (own, other), reason in EXCEPTIONS.items():
         names = [name for name in CORE if name.startswith(f"vla_gym.{own}")]
         imported = set().union(*(read_imports(name, CORE[name]) for name in names))
-        assert f"vla_gym.{other}" in imported, f"{own} no longer imports {other}: {reason}"
+        groups = {group_of(name) for name in imported if name.startswith("vla_gym.")}
+        assert other in groups, f"{own} no longer imports {other}: {reason}"
 
 
 @pytest.mark.parametrize("name", sorted(PLUGINS))
@@ -190,7 +193,8 @@ def test_everything_in_all_exists_once(name):
 
 def test_core_modules_outside_the_suites_say_what_is_public():
     silent = {name for name in CORE if "__all__" not in CORE[name].read_text()}
-    suites = {name for name in silent if name.startswith("vla_gym.suites.")}  # data: their SUITE
+    # Suites are data, their SUITE; a twin's tasks are the classes that tasks/__init__.py names.
+    suites = {name for name in silent if name.startswith("vla_gym.suites.") or ".tasks." in name}
     packages = {name for name in silent if CORE[name].name == "__init__.py"}
     assert silent - suites - packages == {"vla_gym._version"}
 

@@ -76,11 +76,20 @@ def _load_model() -> tuple[Any, Any, Any]:
 
 
 def registered_texts() -> list[str]:
-    """Return every wording of every task of the registered suites, sorted."""
-    from vla_gym.registration import list_suites
+    """Return every wording of every task of the registered suites, sorted.
+
+    Of the RLBench twin, whose tasks have up to 60 variations, the first wording of each: what is
+    spoken without `paraphrase=True`.
+    """
+    from vla_gym.registration import get_suite, list_suites
+    from vla_gym.suites.rlbench_tasks import VARIATIONS
+    from vla_gym.twins.rlbench.tasks import MODULES, load_task
 
     tasks = [task for suite in list_suites() for task in suite.tasks.values()]
-    return sorted({text for task in tasks for text in (task.instruction, *task.paraphrases)})
+    texts = {text for task in tasks for text in (task.instruction, *task.paraphrases)}
+    for name in set(MODULES) & set(get_suite("RLBench").tasks):
+        texts |= {load_task(name).wordings(i)[0] for i in range(VARIATIONS[name])}
+    return sorted(texts)
 
 
 def write_table(path: Path) -> int:

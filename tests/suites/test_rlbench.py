@@ -60,7 +60,7 @@ from vla_gym.suites.rlbench import (
     rotation_vector_from_quaternion,
 )
 from vla_gym.suites.rlbench_tasks import TASKS, VARIATIONS
-from vla_gym.twins.rlbench.names import TWIN_STATE_DIM, TWIN_TASKS
+from vla_gym.suites.rlbench_twin import TWIN_STATE_DIM, TWIN_TASKS
 
 SIZE = 16
 HOLD = np.zeros(7, np.float32)

@@ -17,8 +17,8 @@ from vla_gym.policy import connect
 from vla_gym.rollout import run_episode
 from vla_gym.suites.rlbench import SUITE, encode_joint_position, encode_keypose
 from vla_gym.suites.rlbench_tasks import VARIATIONS
+from vla_gym.suites.rlbench_twin import MAX_BODIES, MAX_JOINTS, TWIN_TASKS
 from vla_gym.twins.panda import matrix_to_quat
-from vla_gym.twins.rlbench.names import MAX_BODIES, MAX_JOINTS, TWIN_TASKS
 from vla_gym.twins.rlbench.tasks import MODULES, load_task
 from vla_gym.twins.rlbench.world import read_state
 

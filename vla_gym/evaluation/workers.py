@@ -53,7 +53,8 @@ class Pair:
     """A policy and a task, with all that is needed to make both in another process.
 
     Attributes:
-        policy: label in the evaluation.
+        policy: label in the evaluation, which names its source: sources themselves are not compared,
+            since a `functools.partial` that has been pickled no longer equals itself.
         source: what `make_policy` takes, or a picklable function that returns a policy.
         id: as `gym.make` takes it, with its version.
         keywords: of `gym.make`; they go before what the policy's spec asks for.
@@ -62,7 +63,7 @@ class Pair:
     """
 
     policy: str
-    source: str | Callable[[], Any]
+    source: str | Callable[[], Any] = field(compare=False)
     id: str
     keywords: dict[str, Any] = field(default_factory=dict, hash=False)
     max_steps: int | None = None
@@ -302,7 +303,7 @@ class _Stage:
     """The one policy and the one env that a worker has open."""
 
     def __init__(self) -> None:
-        self._source: Any = None
+        self._label: str | None = None
         self._policy: Any = None
         self._pair: Pair | None = None
         self._env: gym.Env[Any, Any] | None = None
@@ -342,16 +343,16 @@ class _Stage:
         if self._env is not None:
             with contextlib.suppress(Exception):  # a crashed simulator may fail to close
                 self._env.close()
-        self._env = self._actor = self._pair = self._policy = self._source = None
+        self._env = self._actor = self._pair = self._policy = self._label = None
 
     def _set(self, pair: Pair) -> tuple[gym.Env[Any, Any], Any]:
         if self._env is not None and pair == self._pair:
             return self._env, self._actor
-        if self._source is None or pair.source != self._source:
+        if self._label != pair.policy:
             self.clear()
             source = pair.source
             self._policy = make_policy(source) if isinstance(source, str) else source()
-            self._source = source
+            self._label = pair.policy
             _limit_torch()
         if self._env is not None:
             self._env.close()

@@ -52,7 +52,7 @@ from vla_gym.suite import (
     Task,
 )
 from vla_gym.suites.rlbench_tasks import TASKS, VARIATIONS
-from vla_gym.twins.rlbench.names import TWIN_STATE_DIM, TWIN_TASKS
+from vla_gym.suites.rlbench_twin import TWIN_STATE_DIM, TWIN_TASKS
 
 __all__ = [
     "SUITE",

@@ -51,8 +51,8 @@ FINGER_SPEED = 0.2 / FINGER_OPEN_M
 """RLBench's gripper actuation, 0.2 m/s, as a share of the full opening per second."""
 
 MAX_JOINT_SPEED = np.array([2.175] * 4 + [2.61] * 3)
-"""Of `ee_delta` and `joint_position` [rad/s]: Franka's limits. Where the arm is nearly stretched, as
-at the start, they slow the tip to below what an action of +-1 asks for."""
+"""Of `ee_delta` and `joint_position` [rad/s]: Franka's limits. Where the arm is nearly stretched,
+as at the start, they slow the tip to below what an action of +-1 asks for."""
 
 PLANNED_JOINT_SPEED = 1.0
 """Of `keypose` [rad/s]: RLBench's planner."""

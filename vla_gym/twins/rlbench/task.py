@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_gym.suites.rlbench import POSITION_M, ROTATION_RAD
 from vla_gym.twins.panda import Kinematics, Pose, rotation_vector, vector_to_matrix
-from vla_gym.twins.rlbench.scene import MOUNT, TASK_CENTRE_M, SceneBuilder
+from vla_gym.twins.rlbench.scene import FOV_DEG, MOUNT, TASK_CENTRE_M, SceneBuilder
 from vla_gym.twins.rlbench.world import Snapshot, World, yaw_matrix
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "draw_apart",
     "draw_place",
     "look_along",
+    "on_stage",
     "solvable",
     "top_grasp",
 ]
@@ -57,8 +59,8 @@ class TwinTask:
     """One task. Subclasses say what is in the scene; an object of it plays one simulator.
 
     Class attributes:
-        bodies: names whose poses the privileged state holds, at most `names.MAX_BODIES`.
-        joints: names of its hinges and slides in the state, at most `names.MAX_JOINTS`.
+        bodies: names whose poses the privileged state holds, at most `MAX_BODIES`.
+        joints: names of its hinges and slides in the state, at most `MAX_JOINTS`.
         yaw: largest turn of the whole task to either side at a reset [rad], None if it is static.
     """
 
@@ -160,15 +162,35 @@ def choose_roll(
     return best
 
 
-STRIDE_M, STRIDE_RAD, SLOW_STRIDE = 0.025, 0.1, 0.3
-"""How far apart `solvable` looks along the way: as far as a control step goes. With other strides
-the arm would come to the same place with another elbow."""
+FOOT_X_M, EDGE_Y_M, FRAME_M = -0.10, 0.50, 0.03
+"""Of `on_stage`: where the robot's foot needs room, how far to the sides the table is used, and how
+far from the picture's edge the middle of a body must be."""
+
+
+def on_stage(world: World, *bodies: str) -> bool:
+    """Return whether bodies are on the table, clear of the robot, and in the front camera's view."""
+    world.forward()
+    points = np.array([world.pose(name).position for name in bodies])
+    camera = world.data.camera("front")
+    local = (points - camera.xpos) @ camera.xmat.reshape(3, 3)  # x right, y up, z backwards
+    half = -local[:, 2:] * np.tan(np.deg2rad(FOV_DEG / 2))
+    seen = np.abs(local[:, :2]) + FRAME_M < half
+    there = (points[:, 0] > FOOT_X_M) & (np.abs(points[:, 1]) < EDGE_Y_M)
+    return bool(seen.all() and there.all())
+
+
+STRIDE_M, STRIDE_RAD, SLOW_STRIDE = POSITION_M, ROTATION_RAD, 0.3
+NEAR_M, NEAR_RAD, GAIN = 0.004, 0.04, 0.6
+"""How `solvable` follows a plan: as `rlbench-expert` does. With other strides the arm would come to
+the same place with its elbow elsewhere."""
 
 REACH_ERROR = 5e-3
 """Metres plus radians by which a pose may be missed."""
 
-SPARE_RAD = 0.1
-"""How far every joint stays from its limits, where the arm gets stuck on its way."""
+ELBOW = 3
+SPARE_RAD, BENT_RAD = 0.1, 0.35
+"""How far every joint stays from its limits, where the arm gets stuck on its way, and how far the
+elbow stays bent."""
 
 
 def solvable(task: TwinTask, world: World, variation: int) -> bool:
@@ -188,17 +210,22 @@ def solvable(task: TwinTask, world: World, variation: int) -> bool:
     )
     joints, here = robot.joints.copy(), seen.tip
     for waypoint in task.plan(seen):
-        way = waypoint.position - here.position
-        turn = rotation_vector(waypoint.rotation @ here.rotation.T)
-        far = max(np.abs(way).max() / STRIDE_M, np.abs(turn).max() / STRIDE_RAD)
-        far /= SLOW_STRIDE if waypoint.slow else 1.0
-        for part in np.linspace(0.0, 1.0, int(np.ceil(far)) + 1)[1:]:
-            pose = Pose(here.position + part * way, vector_to_matrix(part * turn) @ here.rotation)
-            joints, error = robot.solve(pose, joints)
+        limit = SLOW_STRIDE if waypoint.slow else 1.0
+        while True:
+            way = waypoint.position - here.position
+            turn = rotation_vector(waypoint.rotation @ here.rotation.T)
+            if np.linalg.norm(way) < NEAR_M and np.linalg.norm(turn) < NEAR_RAD:
+                break
+            motion = GAIN * np.concatenate([way / STRIDE_M, turn / STRIDE_RAD])
+            motion *= min(1.0, limit / np.abs(motion).max())
+            here = Pose(
+                here.position + STRIDE_M * motion[:3],
+                vector_to_matrix(STRIDE_RAD * motion[3:]) @ here.rotation,
+            )
+            joints, error = robot.solve(here, joints)
             spare = np.minimum(joints - robot.low, robot.high - joints).min()
-            if error > REACH_ERROR or spare < SPARE_RAD:
+            if error > REACH_ERROR or spare < SPARE_RAD or joints[ELBOW] > -BENT_RAD:
                 return False
-        here = Pose(waypoint.position, waypoint.rotation)
     return True
 
 

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from vla_gym.deps import require
 from vla_gym.errors import InvalidOption
+from vla_gym.suites.rlbench_twin import MAX_BODIES, MAX_JOINTS, TWIN_STATE_DIM
 from vla_gym.twins.panda import Panda, Pose, quat_to_matrix
-from vla_gym.twins.rlbench.names import MAX_BODIES, MAX_JOINTS, TWIN_STATE_DIM
 from vla_gym.twins.rlbench.scene import MOUNT
 
 __all__ = ["Snapshot", "World", "read_state", "yaw_matrix"]
@@ -206,7 +206,7 @@ class World:
     def write_state(
         self, variation: int, bodies: tuple[str, ...], joints: tuple[str, ...]
     ) -> NDArray[np.float64]:
-        """Return the privileged state, shape (TWIN_STATE_DIM,); see `names.TWIN_STATE_DIM`."""
+        """Return the privileged state of `suites.rlbench_twin`, shape (TWIN_STATE_DIM,)."""
         state = np.zeros(TWIN_STATE_DIM)
         robot, data = self.robot, self.data
         state[:7], state[7:14], state[14] = robot.joints, robot.velocities, robot.opening

@@ -23,7 +23,9 @@ SHUT_RAD, WIDE_RAD = -0.253, 2.365
 
 CLOSED_TURN_RAD, OPENED_TURN_RAD = 2.6, np.pi / 2
 YAW_RAD = np.pi / 8
-LEAN_RAD = np.pi / 4
+LEAN_RAD = np.deg2rad(60)
+"""Of the hand below the horizontal where it lifts the lid; flatter, the arm's sixth joint ends."""
+
 UP = np.array([0.0, 0.0, 1.0])
 
 
@@ -53,7 +55,7 @@ def draw_box(
 ) -> None:
     """Place the box, turned by about `yaw`, where the arm can do the task."""
     for _ in range(100):
-        point = draw_place(rng, 0.14, 0.3, (0.11, 0.0))
+        point = draw_place(rng, 0.09, 0.3, (0.125, 0.0))
         turn = yaw + rng.uniform(-YAW_RAD, YAW_RAD)
         world.place("box", (*point[:2], TABLE_M), yaw=turn)
         if solvable(task, world, variation):
@@ -87,7 +89,7 @@ def swing_shut(
     behind = touch(start) - 0.04 * forward
     angles = np.linspace(start, -0.06, int(np.ceil(start / 0.3)) + 1)
     return [
-        Waypoint(behind + 0.16 * UP - 0.02 * forward, hand, open=False),
+        Waypoint(behind + 0.12 * UP, hand, open=False),
         Waypoint(behind, hand),
         *(Waypoint(touch(float(angle)), hand) for angle in angles[:-1]),
         Waypoint(touch(float(angles[-1])), hand, slow=True, hold=10),
@@ -167,13 +169,16 @@ class OpenBox(TwinTask):
     @classmethod
     def plan(cls, seen: Snapshot) -> list[Waypoint]:
         away, hinge = seen.poses["box"].rotation[:, 0], seen.poses["lid"].position
-        hand = look_along(np.cos(LEAN_RAD) * away - np.sin(LEAN_RAD) * UP, np.cross(UP, away))
+        along = np.cos(LEAN_RAD) * away - np.sin(LEAN_RAD) * UP
+        across = np.sin(LEAN_RAD) * away + np.cos(LEAN_RAD) * UP
+        hand = look_along(along, np.cross(UP, away))
 
         def touch(angle: float) -> NDArray[np.float64]:
             """The lid's edge lies on the fingers; once it is steeper than they, they push it."""
-            back = LID_M if angle < LEAN_RAD else LID_M - 0.02
-            edge = hinge + back * (np.sin(angle) * UP - np.cos(angle) * away)
-            return edge - 0.013 * UP if angle < LEAN_RAD else edge + 0.002 * away
+            out = np.sin(angle) * UP - np.cos(angle) * away
+            if angle < LEAN_RAD:
+                return hinge + LID_M * out - 0.0085 * across + 0.012 * along
+            return hinge + (LID_M - 0.02) * out + 0.002 * away
 
         start = touch(0.0)
         angles = np.linspace(0.0, OPENED_TURN_RAD + 0.15, 8)[1:]

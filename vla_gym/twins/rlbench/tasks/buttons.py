@@ -72,7 +72,7 @@ class PushButton(TwinTask):
     def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
         world.paint("button", COLOURS[BUTTON_COLOURS[variation]])
         for _ in range(100):
-            point = draw_place(rng, 0.5, 0.8)
+            point = draw_place(rng, 0.45, 0.7)
             world.place("button", (*point[:2], TABLE_M), yaw=rng.uniform(-np.pi, np.pi))
             if solvable(self, world, variation):
                 return

@@ -12,7 +12,7 @@ from vla_gym.twins.rlbench.scene import (
     TASK_CENTRE_M,
     SceneBuilder,
 )
-from vla_gym.twins.rlbench.task import TwinTask, Waypoint, draw_place, solvable, top_grasp
+from vla_gym.twins.rlbench.task import TwinTask, Waypoint, draw_place, on_stage, solvable, top_grasp
 from vla_gym.twins.rlbench.world import Snapshot, World, yaw_matrix
 
 CUBE_M, PLANE_M = 0.08, 0.13
@@ -68,7 +68,7 @@ class ReachAndDrag(TwinTask):
             for body, side in zip(self.bodies[2:], rng.permutation(4), strict=True):
                 out = yaw_matrix(yaw + side * np.pi / 2)[:, 0]
                 world.place(body, (*(centre + WAY_M * out)[:2], TABLE_M), yaw=yaw)
-            if solvable(self, world, variation):
+            if on_stage(world, *self.bodies) and solvable(self, world, variation):
                 return
 
     def succeeded(self, world: World) -> bool:

@@ -39,9 +39,11 @@ def build_chest(scene: SceneBuilder) -> None:
     for side in (-1, 1):
         at = (0, side * half, HEIGHT_M / 2)
         scene.box("chest", (DEPTH_M, BOARD_M, HEIGHT_M), at, **wood)
-    scene.box("chest", (BOARD_M, WIDTH_M, HEIGHT_M), (DEPTH_M / 2, 0, HEIGHT_M / 2), **wood)
-    for level in (0.03, HEIGHT_M):
-        scene.box("chest", (DEPTH_M, WIDTH_M, BOARD_M), (0, 0, level), **wood)
+    back = (BOARD_M, WIDTH_M - BOARD_M, HEIGHT_M)
+    scene.box("chest", back, ((DEPTH_M - BOARD_M) / 2, 0, HEIGHT_M / 2), **wood)
+    scene.box("chest", (DEPTH_M - 0.03, WIDTH_M, BOARD_M), (0, 0, 0.03), **wood)
+    top = (DEPTH_M + 0.004, WIDTH_M + BOARD_M + 0.004, BOARD_M)
+    scene.box("chest", top, (0, 0, HEIGHT_M), **wood)
     light = {"rgb": (0.80, 0.62, 0.42)}
     for name, at in zip(LEVELS, HEIGHTS_M, strict=True):
         body = scene.body(f"{name}_drawer", (0, 0, at), parent="chest")
@@ -65,7 +67,7 @@ def build_chest(scene: SceneBuilder) -> None:
 def draw_chest(task: TwinTask, world: World, rng: np.random.Generator, variation: int) -> None:
     """Place the chest where the arm can do the task."""
     for _ in range(100):
-        point = draw_place(rng, 0.16, 0.5, (0.24, 0.0))
+        point = draw_place(rng, 0.14, 0.5, (0.27, 0.0))
         world.place("chest", (*point[:2], TABLE_M), yaw=rng.uniform(-np.pi / 8, np.pi / 8))
         if solvable(task, world, variation):
             return

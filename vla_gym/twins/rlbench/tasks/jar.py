@@ -14,6 +14,8 @@ JAR_M, JAR_HEIGHT_M, SHOULDER_M = 0.09, 0.11, 0.092
 LID_M, LID_HEIGHT_M = 0.074, 0.021
 NECK_M = 0.066
 
+YAW_RAD = 0.6 * np.pi
+
 
 class CloseJar(TwinTask):
     """Two open jars, which stand fast, and a grey lid on the table; it goes on the right jar.
@@ -23,7 +25,7 @@ class CloseJar(TwinTask):
     """
 
     bodies = ("jar", "distractor", "lid")
-    yaw = 0.6 * np.pi
+    yaw = YAW_RAD
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
@@ -67,10 +69,10 @@ class CloseJar(TwinTask):
         for body, point, colour in zip(
             self.bodies, points, (names[variation], other), strict=False
         ):
-            world.place(body, (*point[:2], TABLE_M), yaw=rng.uniform(-self.yaw, self.yaw))
+            world.place(body, (*point[:2], TABLE_M), yaw=rng.uniform(-YAW_RAD, YAW_RAD))
             world.paint(body, COLOURS[colour])
             world.paint(f"{body}_mouth", (0.03, 0.03, 0.03))
-        yaw = rng.uniform(-self.yaw, self.yaw)
+        yaw = rng.uniform(-YAW_RAD, YAW_RAD)
         world.place("lid", (*points[2][:2], TABLE_M + LID_HEIGHT_M / 2), yaw)
 
     def succeeded(self, world: World) -> bool:

@@ -19,8 +19,11 @@ HEIGHT_M = 0.46
 CLEAR_M = 0.17
 """How far the lamp stays away from the vertical plane in which the arm reaches for the button."""
 
-DARK_RGB, LIT_RGB = (0.40, 0.42, 0.46), (1.0, 0.90, 0.25)
-HALO_OPACITY = 0.30
+REACH_M = 0.65
+"""From the robot's base to the button: beyond, the arm is stretched above the lamp and jams."""
+
+DARK_RGB, LIT_RGB = (0.40, 0.42, 0.46), (1.0, 0.88, 0.30)
+GLOW = 0.7
 
 
 def build_lamp(scene: SceneBuilder) -> None:
@@ -31,8 +34,8 @@ def build_lamp(scene: SceneBuilder) -> None:
     scene.cylinder("lamp", 0.14, 0.02, (0, 0, 0.01), **metal)
     scene.cylinder("lamp", 0.02, centre, (0, 0, centre / 2), **metal)
     scene.cylinder("lamp", 0.07, 0.03, (0, 0, centre - GLOBE_M / 2 + 0.005), **metal)
-    scene.sphere("lamp", GLOBE_M, (0, 0, centre), name="globe")
-    scene.sphere("lamp", 0.23, (0, 0, centre), name="halo", solid=False, rgba=(1, 0.95, 0.5, 0))
+    scene.spec.add_material(name="glow")
+    scene.sphere("lamp", GLOBE_M, (0, 0, centre), name="globe", material="glow")
     x, y, _ = SWITCH_AT_M
     scene.capsule("lamp", 0.008, (0, 0, 0.004), (x, y, 0.004), solid=False, **metal)
     build_button(scene, "switch", (0.035, 0.035, 0.015), 0.033, parent="lamp", at=SWITCH_AT_M)
@@ -47,12 +50,13 @@ def draw_lamp(task: TwinTask, world: World, rng: np.random.Generator, variation:
         yaw = rng.uniform(-np.pi, np.pi)
         turn = np.array([np.cos(yaw), np.sin(yaw)])
         across = np.array([-turn[1], turn[0]])
-        middle = draw_place(rng, 0.4, 0.5)[:2]
+        middle = draw_place(rng, 0.3, 0.5, (-0.03, 0.0))[:2]
         to_button = SWITCH_AT_M[0] * turn + SWITCH_AT_M[1] * across
         lamp, button = middle - to_button / 2, middle + to_button / 2
         reach = button - base
         along = np.clip(reach @ (lamp - base) / (reach @ reach), 0.0, 1.0)
-        if np.linalg.norm(lamp - base - along * reach) < CLEAR_M or lamp[0] < -0.05:
+        crossed = np.linalg.norm(lamp - base - along * reach) < CLEAR_M
+        if crossed or lamp[0] < -0.05 or np.linalg.norm(reach) > REACH_M:
             continue
         world.place("lamp", (*lamp, TABLE_M), yaw=yaw)
         if solvable(task, world, variation):
@@ -62,7 +66,7 @@ def draw_lamp(task: TwinTask, world: World, rng: np.random.Generator, variation:
 def shine(world: World, lit: bool) -> None:
     """Make the lamp bright or dark."""
     world.paint("globe", LIT_RGB if lit else DARK_RGB)
-    world.model.geom_rgba[world.model.geom("halo").id, 3] = HALO_OPACITY if lit else 0.0
+    world.model.mat_emission[world.model.material("glow").id] = GLOW if lit else 0.0
 
 
 def press_switch(seen: Snapshot) -> list[Waypoint]:

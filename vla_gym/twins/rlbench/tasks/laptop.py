@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vla_gym.suites.rlbench import BASE_POSITION_M
 from vla_gym.twins.rlbench.scene import TABLE_M, SceneBuilder
 from vla_gym.twins.rlbench.task import TwinTask, Waypoint, draw_place, solvable
 from vla_gym.twins.rlbench.tasks.box import swing_shut
@@ -13,6 +14,10 @@ WIDTH_M, DEPTH_M = 0.347, 0.253
 BLOCK_M = (0.3, 0.4, 0.1)
 BASE_M, LID_THICKNESS_M = 0.018, 0.010
 SHUT_RAD, CLOSED_RAD = 1.833, 1.79
+
+BEHIND_M, REACH_M = 0.12, 0.64
+"""From the hinge back to where the hand comes down, and how far from the robot's base that may be:
+beyond, the arm is stretched and jams."""
 
 
 class CloseLaptopLid(TwinTask):
@@ -54,7 +59,11 @@ class CloseLaptopLid(TwinTask):
         for _ in range(100):
             point = draw_place(rng, 0.3, 0.4, (0.03, 0.0))
             world.place("laptop", (*point[:2], TABLE_M), yaw=rng.uniform(-np.pi, np.pi))
-            if solvable(self, world, variation):
+            world.forward()
+            forward = -world.pose("laptop").rotation[:, 0]
+            start = world.pose("lid").position - BEHIND_M * forward
+            far = np.hypot(*(start[:2] - BASE_POSITION_M[:2]))
+            if far < REACH_M and solvable(self, world, variation):
                 return
 
     def succeeded(self, world: World) -> bool:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from vla_gym.twins.rlbench.scene import COLOURS, TABLE_M, SceneBuilder
-from vla_gym.twins.rlbench.task import TwinTask, Waypoint, above, draw_place, solvable, top_grasp
+from vla_gym.twins.rlbench.task import (
+    TwinTask,
+    Waypoint,
+    above,
+    draw_place,
+    on_stage,
+    solvable,
+    top_grasp,
+)
 from vla_gym.twins.rlbench.world import Snapshot, World, yaw_matrix
 
 BASE_M = (0.4, 0.1, 0.02)
@@ -68,7 +76,7 @@ class InsertOntoSquarePeg(TwinTask):
             world.place("base", (*centre[:2], TABLE_M), yaw=yaw)
             turned = rng.uniform(-np.pi, np.pi)
             world.place("ring", (*ring[:2], TABLE_M + BAR_M / 2), yaw=turned)
-            if solvable(self, world, variation):
+            if on_stage(world, *self.bodies) and solvable(self, world, variation):
                 return
 
     def succeeded(self, world: World) -> bool:

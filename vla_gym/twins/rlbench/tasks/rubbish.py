@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from vla_gym.twins.rlbench.scene import TABLE_M, SceneBuilder
-from vla_gym.twins.rlbench.task import DOWN, TwinTask, Waypoint, above, draw_place, solvable
+from vla_gym.twins.rlbench.task import (
+    DOWN,
+    TwinTask,
+    Waypoint,
+    above,
+    draw_place,
+    on_stage,
+    solvable,
+)
 from vla_gym.twins.rlbench.world import Snapshot, World, yaw_matrix
 
 BIN_M, BIN_HEIGHT_M, WALL_M = 0.2, 0.19, 0.006
@@ -61,7 +69,7 @@ class PutRubbishInBin(TwinTask):
         scene.sensor("bin", "success", (0.14, 0.06), (0, 0, 0.03))
 
     def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
-        for _ in range(100):
+        for _ in range(1000):
             centre, yaw = draw_place(rng, 0.45, 0.7), rng.uniform(-np.pi, np.pi)
             turn = yaw_matrix(yaw)
             shift = rng.uniform(-0.02, 0.02, (3, 3))
@@ -70,7 +78,7 @@ class PutRubbishInBin(TwinTask):
                 point = (centre + turn @ (shifted + (x, 0.0, 0.0)))[:2]
                 world.place(name, (*point, TABLE_M + size / 2), yaw=rng.uniform(-np.pi, np.pi))
             world.place("bin", (*(centre + turn @ (*BIN_AT_M, 0.0))[:2], TABLE_M), yaw=yaw)
-            if solvable(self, world, variation):
+            if on_stage(world, "rubbish", "bin") and solvable(self, world, variation):
                 return
 
     def succeeded(self, world: World) -> bool:

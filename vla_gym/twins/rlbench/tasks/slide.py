@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vla_gym.twins.rlbench.scene import TABLE_M, SceneBuilder
-from vla_gym.twins.rlbench.task import TwinTask, Waypoint, draw_place, solvable, top_grasp
+from vla_gym.twins.rlbench.task import TwinTask, Waypoint, draw_place, on_stage, solvable, top_grasp
 from vla_gym.twins.rlbench.world import Snapshot, World, yaw_matrix
 
 BLOCK_M = 0.0563
@@ -34,13 +34,13 @@ class SlideBlockToTarget(TwinTask):
         scene.box("block", (BLOCK_M,) * 3, rgb=(0.85, 0.10, 0.10))
 
     def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
-        for _ in range(100):
+        for _ in range(1000):
             yaw = rng.uniform(-np.pi, np.pi)
             start = draw_place(rng, 0.45, 0.7)
             end = start + yaw_matrix(yaw) @ np.array([WAY_M, 0.0, 0.0])
             world.place("block", (*start[:2], TABLE_M + BLOCK_M / 2), yaw=yaw)
             world.place("target", (*end[:2], TABLE_M), yaw=yaw)
-            if solvable(self, world, variation):
+            if on_stage(world, "block", "target") and solvable(self, world, variation):
                 return
 
     def succeeded(self, world: World) -> bool:

@@ -93,14 +93,14 @@ def carry(block: Pose, goal: NDArray[np.float64], hand: NDArray[np.float64]) -> 
     grasp = top_grasp(find_cube_yaw(block))
     height = max(TABLE_M + CARRY_M, goal[2] + 0.06)
     over = np.array([*goal[:2], height])
-    lift = np.array([0.0, 0.0, GRASP_M])
+    down = np.array([*goal[:2], goal[2] + GRASP_M + 0.001])
     return [
         Waypoint(above(block, 0.10), grasp, open=True),
         Waypoint(above(block, GRASP_M), grasp, then_open=False),
         Waypoint(np.array([*block.position[:2], height]), grasp),
         Waypoint(over, hand),
-        Waypoint(goal + lift + [0, 0, 0.001], hand, slow=True, then_open=True),
-        Waypoint(over + lift, hand),
+        Waypoint(down, hand, slow=True, then_open=True),
+        Waypoint(over, hand),
     ]
 
 

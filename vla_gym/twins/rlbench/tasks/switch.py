@@ -9,6 +9,7 @@ from vla_gym.twins.rlbench.task import TwinTask, Waypoint, draw_place, look_alon
 from vla_gym.twins.rlbench.world import Snapshot, World
 
 WALL_M = 0.5
+YAW_RAD = np.pi / 3
 TURN_RAD = 1.047
 PRESSED_RAD = 1.0
 PIVOT_M = (-0.024, 0.0, 0.25)
@@ -31,7 +32,7 @@ class PressSwitch(TwinTask):
 
     bodies = ("wall", "rocker")
     joints = ("rocker_joint",)
-    yaw = np.pi / 3
+    yaw = YAW_RAD
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
@@ -57,7 +58,7 @@ class PressSwitch(TwinTask):
     def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
         for _ in range(100):
             point = draw_place(rng, 0.25, 0.4, (0.13, 0.0))
-            world.place("wall", (*point[:2], TABLE_M), yaw=rng.uniform(-self.yaw, self.yaw))
+            world.place("wall", (*point[:2], TABLE_M), yaw=rng.uniform(-YAW_RAD, YAW_RAD))
             if solvable(self, world, variation):
                 return
 
