@@ -62,6 +62,10 @@ FINGER_FORCE_N = 20.0
 FINGER_STIFFNESS = 1000.0
 
 
+STUCK = 2e-3
+"""Error [m + rad] above which inverse kinematics try once more from a more bent arm."""
+
+
 class Pose(NamedTuple):
     """A pose in the world frame.
 
@@ -181,6 +185,11 @@ def _make_panda(tip_offset_m: float, visuals: bool) -> Any:
             group=3,
             friction=[2.0, 0.05, 0.0001],
             condim=4,
+            # Contacts give way the more, the lighter what touches: firm ones, or the pads would
+            # sink into small objects by a centimetre.
+            priority=1,
+            solref=[0.01, 1.0],
+            solimp=[0.99, 0.999, 0.001, 0.5, 2],
         )
         _add_servo(spec, f"finger_joint{name[-1]}", FINGER_STIFFNESS, FINGER_FORCE_N, 0.05)
     spec.add_equality(
@@ -382,6 +391,18 @@ class Kinematics:
         self, pose: Pose, start: NDArray[np.float64], iterations: int
     ) -> tuple[NDArray[np.float64], float]:
         """See `Panda.solve`."""
+        found, error = self._descend(pose, start, iterations)
+        if error > STUCK:
+            # A stretched arm, or one at its limits, has no way down from where it is.
+            bent = start + 0.2 * (self._home - start)
+            other, least = self._descend(pose, bent, iterations)
+            if least < error:
+                return other, least
+        return found, error
+
+    def _descend(
+        self, pose: Pose, start: NDArray[np.float64], iterations: int
+    ) -> tuple[NDArray[np.float64], float]:
         mujoco, model, data, jacobian = self._mujoco, self._model, self._data, self._jacobian
         joints = np.clip(start, self._low, self._high)
         best, least = joints, np.inf
@@ -406,10 +427,20 @@ class Kinematics:
             # Damping by the error itself keeps it calm where the pose is out of reach. Source:
             # Sugihara 2011, "Solvability-Unconcerned Inverse Kinematics by the Levenberg-Marquardt
             # Method", IEEE T-RO 27(5), eq. 15.
-            square = arm @ arm.T + (0.5 * float(delta @ delta) + 1e-5) * np.eye(6)
-            pull = 0.01 * (self._home - joints)
-            joints = joints + pull + arm.T @ np.linalg.solve(square, delta - arm @ pull)
-            joints = np.clip(joints, self._low, self._high)
+            damping = (0.5 * float(delta @ delta) + 1e-5) * np.eye(6)
+            step = 0.01 * (self._home - joints)
+            free = np.ones(7, dtype=bool)
+            held = step
+            for _ in range(3):  # joints that would pass their limits stop there; the others do more
+                part = arm * free
+                left = delta - arm @ step
+                step = step + part.T @ np.linalg.solve(part @ part.T + damping, left)
+                held = np.clip(joints + step, self._low, self._high) - joints
+                beyond = np.abs(held - step) > 1e-9
+                if not beyond.any():
+                    break
+                step, free = held, free & ~beyond
+            joints = joints + held
         return best, least
 
 

@@ -230,16 +230,6 @@ class SceneBuilder:
             self.box(body, size, position, **hidden)
         return name
 
-    def firm_grip(self) -> None:
-        """Keep the fingers' pads from sinking into light objects, by a centimetre otherwise.
-
-        MuJoCo's contacts give way the more, the lighter what touches.
-        """
-        for finger in ("finger1", "finger2"):
-            pad = self.spec.geom(f"panda_{finger}_pad")
-            pad.priority = 1
-            pad.solref, pad.solimp = [0.01, 1.0], [0.99, 0.999, 0.001, 0.5, 2]
-
     def compile(self) -> Any:
         """Return the compiled `mujoco.MjModel`."""
         return self.spec.compile()
@@ -299,6 +289,7 @@ class SceneBuilder:
             width=64,
             height=384,
         )
+        spec.add_material(name="plain")  # without any material MuJoCo draws the sky white
         world = spec.worldbody
         world.add_light(
             name="sun",

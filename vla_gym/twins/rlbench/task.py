@@ -168,7 +168,7 @@ far from the picture's edge the middle of a body must be."""
 
 
 def on_stage(world: World, *bodies: str) -> bool:
-    """Return whether bodies are on the table, clear of the robot, and in the front camera's view."""
+    """Return whether bodies are on the table, clear of the robot, and seen by the front camera."""
     world.forward()
     points = np.array([world.pose(name).position for name in bodies])
     camera = world.data.camera("front")
@@ -188,9 +188,9 @@ REACH_ERROR = 5e-3
 """Metres plus radians by which a pose may be missed."""
 
 ELBOW = 3
-SPARE_RAD, BENT_RAD = 0.1, 0.35
+SPARE_RAD, BENT_RAD = 0.1, 0.65
 """How far every joint stays from its limits, where the arm gets stuck on its way, and how far the
-elbow stays bent."""
+elbow stays bent: the arm is at full stretch, and may come back the wrong way, at 0.46 rad."""
 
 
 def solvable(task: TwinTask, world: World, variation: int) -> bool:

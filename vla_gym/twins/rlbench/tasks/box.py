@@ -23,7 +23,7 @@ SHUT_RAD, WIDE_RAD = -0.253, 2.365
 
 CLOSED_TURN_RAD, OPENED_TURN_RAD = 2.6, np.pi / 2
 YAW_RAD = np.pi / 8
-LEAN_RAD = np.deg2rad(60)
+LEAN_RAD = np.deg2rad(68)
 """Of the hand below the horizontal where it lifts the lid; flatter, the arm's sixth joint ends."""
 
 UP = np.array([0.0, 0.0, 1.0])

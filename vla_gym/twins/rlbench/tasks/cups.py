@@ -61,7 +61,6 @@ class PickUpCup(TwinTask):
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
-        scene.firm_grip()
         for name in cls.bodies:
             build_cup(scene, name)
         scene.body("start")

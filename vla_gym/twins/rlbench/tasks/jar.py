@@ -29,7 +29,6 @@ class CloseJar(TwinTask):
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
-        scene.firm_grip()
         for name in cls.bodies[:2]:
             scene.body(name, (0.3, 0, TABLE_M))
             scene.cylinder(name, JAR_M, SHOULDER_M, (0, 0, SHOULDER_M / 2))

@@ -94,7 +94,6 @@ class LiftNumberedBlock(TwinTask):
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
-        scene.firm_grip()
         for body, (diameter, places) in zip(cls.bodies, PIPS_M, strict=True):
             scene.body(body, free=True, graspable=True)
             scene.box(body, (CUBE_M,) * 3, rgb=(0.95, 0.95, 0.92))

@@ -29,11 +29,11 @@ CLEAR_M = 0.13
 
 
 class InsertOntoSquarePeg(TwinTask):
-    """Three square pegs on a base and a square ring; the ring goes over the peg of the right colour.
+    """Three square pegs on a base and a square ring; the ring goes over the right colour's peg.
 
     Geometry: base 0.4 x 0.1 x 0.02 m, pegs of 0.025 x 0.025 x 0.12 m at -0.125, 0 and 0.125 m, a
-    ring of four bars 0.01 m thick, 0.04 m wide inside. Success: the ring reaches into all four boxes
-    of 0.04 x 0.01 x 0.05 m about the peg's foot.
+    ring of four bars 0.01 m thick, 0.04 m wide inside. Success: the ring reaches into all four
+    boxes of 0.04 x 0.01 x 0.05 m about the peg's foot.
     """
 
     bodies = ("base", "ring", "peg", "distractor0", "distractor1")

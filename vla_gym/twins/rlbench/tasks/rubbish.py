@@ -75,7 +75,7 @@ class PutRubbishInBin(TwinTask):
             shift = rng.uniform(-0.02, 0.02, (3, 3))
             for name, x, shifted in zip(self.bodies, (0.0, -0.12, 0.12), shift, strict=False):
                 size = PAPER_M if name == "rubbish" else TOMATO_M
-                point = (centre + turn @ (shifted + (x, 0.0, 0.0)))[:2]
+                point = (centre + turn @ (shifted + np.array([x, 0.0, 0.0])))[:2]
                 world.place(name, (*point, TABLE_M + size / 2), yaw=rng.uniform(-np.pi, np.pi))
             world.place("bin", (*(centre + turn @ (*BIN_AT_M, 0.0))[:2], TABLE_M), yaw=yaw)
             if on_stage(world, "rubbish", "bin") and solvable(self, world, variation):

@@ -36,7 +36,6 @@ class TakeLidOffSaucepan(TwinTask):
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
-        scene.firm_grip()
         scene.body("pan", (0.3, 0, TABLE_M))
         scene.cylinder("pan", PAN_M - 0.004, 0.006, (0, 0, 0.003), rgb=DARK)
         # The lid lies on this, boxes on a box, and not on the round wall.

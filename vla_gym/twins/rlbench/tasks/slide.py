@@ -66,7 +66,7 @@ class SlideBlockToTarget(TwinTask):
         behind = block.position * (1, 1, 0) - (BLOCK_M / 2 + FINGER_M + 0.03) * way + low
         end = target.position * (1, 1, 0) - (BLOCK_M / 2 + FINGER_M) * way + low
         return [
-            Waypoint(behind + (0, 0, 0.12), hand, open=False),
+            Waypoint(behind + np.array([0.0, 0.0, 0.12]), hand, open=False),
             Waypoint(behind, hand),
             Waypoint(end, hand, slow=True),
         ]

@@ -36,7 +36,6 @@ def build_blocks(
     scene: SceneBuilder, names: tuple[str, ...], size: float, mark: tuple[float, float]
 ) -> None:
     """Add free blocks, and `goal`: a flat green mark on the table, on which they are to stand."""
-    scene.firm_grip()
     for name in names:
         scene.body(name, free=True, graspable=True)
         scene.box(name, (size,) * 3)

@@ -33,6 +33,9 @@ PITCH_RAD = 0.68
 POST_M, HOLDER_M = 0.21, 0.5
 """From the broom to the holder's post, and its height."""
 
+NEAREST_M = 0.55
+"""From the robot's foot to the broom: the hand comes down on this side of it."""
+
 SKIM_M = 0.002
 """How far above the table the broom sweeps."""
 
@@ -100,8 +103,8 @@ class SweepToDustpan(TwinTask):
             world.place("broom", broom, yaw=yaw)
             world.place("dustpan", centre + turn @ (*PAN_AT_M, 0.0), yaw=yaw)
             away = _bearing(broom)
-            # The post must not stand in the broom's way.
-            if np.cos(away - (yaw - np.pi / 2)) > 0.25:
+            # The post must not stand in the broom's way, nor the broom in the hand's.
+            if np.cos(away - (yaw - np.pi / 2)) > 0.25 or _reach(broom) < NEAREST_M:
                 continue
             world.place("holder", broom, yaw=away)
             spots = rng.uniform((-0.09, -0.06), (0.09, 0.06), (len(DIRT), 2))
@@ -150,6 +153,11 @@ class SweepToDustpan(TwinTask):
             Waypoint(grip + SKIM_M * up + aside, hand, slow=True),
             Waypoint(grip + SKIM_M * up + swept, hand, slow=True),
         ]
+
+
+def _reach(point: NDArray[np.float64]) -> float:
+    """Return the level distance from the robot's foot to a point [m]."""
+    return float(np.hypot(*(point[:2] - BASE_POSITION_M[:2])))
 
 
 def _bearing(point: NDArray[np.float64]) -> float:
