@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
+import enum
 import gc
-import io
 import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections import namedtuple
+from pathlib import Path
+from types import MappingProxyType
 
 import gymnasium as gym
 import numpy as np
@@ -20,17 +26,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from vla_gym import registration
+from tests.support import ROOT
+from vla_gym import registration, worker_main
 from vla_gym.errors import (
     BrokenDependency,
     DependencyNotInstalled,
     InvalidOption,
+    ResetNeeded,
     SimulatorCrashed,
     UnknownName,
 )
+from vla_gym.policy import connect, make_policy
+from vla_gym.rollout import run_episode
 from vla_gym.suite import Setup, SimulatorInfo
 from vla_gym.suites import toy
-from vla_gym.worker import RemoteSimulator, _receive, _send, find_interpreter
+from vla_gym.worker import RemoteSimulator, find_interpreter
+from vla_gym.worker_main import Channel, pack, unpack
 
 KEYWORDS = {"cameras": ("primary", "wrist"), "image_size": 16, "state": True}
 
@@ -57,12 +68,15 @@ def assert_same(one, other):
 ODD = r'''
 """Simulators that misbehave, each in its own way."""
 
+import dataclasses
 import os
 import signal
 import sys
+import time
 
-from vla_gym import errors
+from vla_gym import errors, register_suite
 from vla_gym.deps import require
+from vla_gym.suites import toy
 from vla_gym.suites.toy import ToySimulator
 
 
@@ -102,6 +116,27 @@ class Unstable(ToySimulator):
         raise errors.SimulatorCrashed("the physics diverged")
 
 
+class Shaky(ToySimulator):
+    """Its physics diverges in the second step where a goal is given; then it is of no use."""
+
+    broken = False
+
+    def reset(self, seed, options):
+        assert not self.broken
+        self.doomed, self.steps = "goal" in options, 0
+        return super().reset(seed, options)
+
+    def step(self, action):
+        self.steps += 1
+        if self.doomed and self.steps == 2:
+            self.broken = True
+            raise errors.SimulatorCrashed("the physics diverged")
+        return super().step(action)
+
+    def close(self):
+        assert not self.broken  # nothing may hang on a crashed simulator that cannot close
+
+
 class Picky(ToySimulator):
     def reset(self, seed, options):
         raise errors.UnknownName("mood", "sulen", ("sullen", "sunny"), "Picky")
@@ -127,6 +162,50 @@ class Chatty(ToySimulator):
         frame = super().step(action)
         info = {"steps": (1, 2), "pose": self._gripper, "pairs": {"a": [True, None, float("inf")]}}
         return frame._replace(info=info, instructions=("go on", "carry on"))
+
+
+class Sleeper(ToySimulator):
+    def step(self, action):
+        time.sleep(float(os.environ["SLEEP_S"]))
+        return super().step(action)
+
+
+class Clumsy(ToySimulator):
+    """Kills its process in the second step, and in a reset, as long as there are lives to lose."""
+
+    def reset(self, seed, options):
+        self.steps = 0
+        self.lose_life("RESET_LIVES")
+        return super().reset(seed, options)
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 2:
+            self.lose_life("STEP_LIVES")
+        return super().step(action)
+
+    def lose_life(self, name):
+        folder = os.environ.get(name)
+        lives = sorted(os.listdir(folder)) if folder else []
+        if lives:
+            os.remove(os.path.join(folder, lives[0]))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Squinting(ToySimulator):
+    def render(self, camera, height, width):
+        return super().render(camera, height, width - 1)
+
+
+class Nosy(ToySimulator):
+    """Tells what is loaded around it, and registers its suite as an outside module may."""
+
+    def step(self, action):
+        loaded = [name for name in sys.modules if name.split(".")[0] in ("gymnasium", "vla_gym")]
+        return super().step(action)._replace(info={"loaded": tuple(sorted(loaded))})
+
+
+register_suite(dataclasses.replace(toy.SUITE, name="Registered"))
 
 
 class Slow(ToySimulator):
@@ -256,10 +335,11 @@ def test_other_errors_of_a_simulator_are_crashes_with_their_text(odd, name, text
 def test_a_simulator_that_dies_is_a_crash_with_its_exit_code(odd, name, code, capfd):
     env = odd(name)
     env.reset(seed=0)
-    text = rf"Odd{name}-Reach in .* ended during step\(\) with exit code {code}; its own messages"
+    cause = rf"exit code {code}" + (r" \(SIGKILL\)" if code < 0 else "")
+    text = rf"Odd{name}-Reach in .* ended during step\(\) with {cause}; its own messages"
     with pytest.raises(SimulatorCrashed, match=text):
         env.step(np.zeros(7))
-    with pytest.raises(SimulatorCrashed, match=r"ended during reset\(\)"):
+    with pytest.raises(SimulatorCrashed, match=r"ended during reset\(\).*on_crash=.restart."):
         env.reset()
     env.close()
     env.close()
@@ -302,7 +382,7 @@ def test_info_and_new_instructions_cross(odd):
     observation, *_, info = env.step([0, 0, 1, 0, 0, 0, 0])
     assert observation["instruction"] == info["instruction"] == "go on"
     np.testing.assert_allclose(info.pop("pose"), [0, 0, 0.35])
-    assert info["steps"] == [1, 2] and info["pairs"] == {"a": [True, None, math.inf]}
+    assert info["steps"] == (1, 2) and info["pairs"] == {"a": [True, None, math.inf]}
 
 
 def test_closing_ends_the_process_and_lets_the_simulator_close(odd, tmp_path, monkeypatch):
@@ -384,7 +464,7 @@ def test_an_unknown_interpreter_is_refused_when_the_env_is_made(tmp_path):
 
 
 def test_a_program_that_is_no_python_is_a_crash_and_not_a_hang():
-    with pytest.raises(SimulatorCrashed, match=r"in .*false ended during open\(\) with exit c"):
+    with pytest.raises(SimulatorCrashed, match=r"false ended during its start with exit code 1"):
         make(python=shutil.which("false")).reset(seed=0)
 
 
@@ -399,13 +479,11 @@ def test_with_another_interpreter_the_simulator_need_not_be_installed_here(odd):
 
 def cross(message):
     """Return what arrives of a message, and check that nothing of it is left over."""
-    stream = io.BytesIO()
-    _send(stream, message)
-    _send(stream, {"next": 1})
-    stream.seek(0)
-    arrived = _receive(stream)
-    assert _receive(stream) == {"next": 1}
-    return arrived
+    data = pack(message)
+    header_length, body_length = worker_main._LENGTHS.unpack_from(data)
+    start, end = 16, 16 + header_length
+    assert len(data) == end + body_length
+    return unpack(data[start:end], data[end:])
 
 
 kinds = (
@@ -423,11 +501,13 @@ plain = (
     | st.text()
     | any_array
 )  # fmt: skip
+keys = st.text() | st.sampled_from(["__array__", "__tuple__", "__map__"]) | st.integers()
 nested = st.recursive(
     plain,
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.text().filter(lambda key: key != "__array__"), inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(keys | st.tuples(keys, keys), inner, max_size=3)
     ),
     max_leaves=8,
 )
@@ -439,7 +519,7 @@ def assert_arrived(sent, arrived):
         assert arrived.dtype == sent.dtype and arrived.shape == sent.shape
         assert arrived.tobytes() == sent.tobytes()  # also NaNs and the sign of zero
         assert arrived.flags.writeable and arrived.flags.c_contiguous
-    elif isinstance(sent, list):
+    elif isinstance(sent, list | tuple):
         assert len(arrived) == len(sent)
         for one, other in zip(sent, arrived, strict=True):
             assert_arrived(one, other)
@@ -451,33 +531,433 @@ def assert_arrived(sent, arrived):
         assert arrived == sent
 
 
-@given(st.dictionaries(st.text().filter(lambda key: key != "__array__"), nested, max_size=4))
+@given(st.dictionaries(keys, nested, max_size=4))
 def test_a_message_arrives_as_it_was_sent(message):
     assert_arrived(message, cross(message))
 
 
-def test_views_numpy_numbers_and_mappings_arrive_as_plain_values():
+def test_views_and_mappings_arrive_as_plain_values():
     grid = np.arange(24).reshape(2, 3, 4)
     views = {"turned": grid.T, "thinned": grid[:, ::2], "mirrored": grid[::-1, :, ::-1]}
     arrived = cross(views)
     for name, view in views.items():
         np.testing.assert_array_equal(arrived[name], view)
-    numbers = {"a": np.float32(0.1), "b": np.int64(-7), "c": np.bool_(True)}
-    assert cross(numbers) == {"a": float(np.float32(0.1)), "b": -7, "c": True}
-    assert cross({"map": setup().keywords, "pair": (1, 2)}) == {"map": {}, "pair": [1, 2]}
+    point = namedtuple("Point", "x y")(1, [2])
+    assert_arrived(
+        {"map": {"a": 1}, "p": (1, [2])}, cross({"map": MappingProxyType({"a": 1}), "p": point})
+    )
+    assert_arrived([2], cross([enum.IntEnum("Size", {"SMALL": 2}).SMALL]))
 
 
-@pytest.mark.parametrize("stranger", [object(), {1, 2}, b"raw", np.array([None]), print])
+@pytest.mark.parametrize(
+    "number",
+    [np.float32(0.1), np.float64(0.1), np.int64(-7), np.bool_(True), np.uint8(3), np.str_("x")],
+)
+def test_numpy_numbers_keep_their_type(number):
+    arrived = cross({"value": number, "also": [np.arange(3), number]})
+    assert type(arrived["value"]) is type(arrived["also"][1]) is type(number)
+    assert arrived["value"] == arrived["also"][1] == number
+
+
+def test_numbers_that_are_not_finite_arrive():
+    arrived = cross([math.inf, -math.inf, math.nan, np.float32("nan")])
+    assert arrived[:2] == [math.inf, -math.inf]
+    assert math.isnan(arrived[2]) and math.isnan(arrived[3])
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [object(), {1, 2}, b"raw", np.array([None]), print, np.zeros(2, [("a", "f4"), ("b", "i2")])],
+)
 def test_what_cannot_travel_is_refused_before_a_byte_is_sent(stranger):
-    stream = io.BytesIO()
     with pytest.raises(TypeError, match="cannot cross to another interpreter"):
-        _send(stream, {"first": np.zeros(3), "value": stranger})
-    assert stream.getvalue() == b""
+        pack({"first": np.zeros(3), "value": stranger})
+
+
+@pytest.fixture
+def channel():
+    """Return one end of a connection, and the socket at its other end."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Channel(ours), theirs
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8, 20, -1])
-def test_a_message_that_is_cut_off_says_that_the_other_side_is_gone(kept):
-    stream = io.BytesIO()
-    _send(stream, {"picture": np.zeros((4, 4, 3), np.uint8)})
+def test_a_message_that_is_cut_off_says_that_the_other_side_is_gone(kept, channel):
+    end, other = channel
+    other.sendall(pack({"picture": np.zeros((4, 4, 3), np.uint8)})[:kept])
+    other.close()
     with pytest.raises(EOFError, match="closed the connection"):
-        _receive(io.BytesIO(stream.getvalue()[:kept]))
+        end.receive(1.0)
+
+
+def test_messages_arrive_in_order_whatever_pieces_they_come_in(channel):
+    end, other = channel
+    data = pack({"a": np.arange(5)}) + pack([1]) + pack({"b": (2,)})
+    other.sendall(data[:30])
+    with pytest.raises(TimeoutError):
+        end.receive(0.01)
+    other.sendall(data[30:-3])
+    np.testing.assert_array_equal(end.receive(1.0)["a"], np.arange(5))
+    assert end.receive(1.0) == [1]
+    other.sendall(data[-3:])
+    assert end.receive(1.0) == {"b": (2,)}
+
+
+# What the other interpreter needs
+
+
+NEEDED = (
+    "contract.py",
+    "deps.py",
+    "errors.py",
+    "rendering.py",
+    "suite.py",
+    "suites/**/*.py",
+    "twins/**/*.py",
+)
+"""What a simulator's module may import of ours."""
+
+NOT_IN_3_8 = {"vla_gym.suites.metaworld", "vla_gym.suites.metaworld_tasks"}
+"""Adapters of simulators that need a later Python themselves (metaworld 3.1.1: 3.10)."""
+
+OLD_PYTHONS = list(filter(None, os.environ.get("VLA_GYM_OLD_PYTHONS", "").split(os.pathsep)))
+"""Interpreters with numpy and without Gymnasium, to be tried in earnest."""
+
+
+def find_needed():
+    package = ROOT / "vla_gym"
+    return sorted(path for pattern in NEEDED for path in package.glob(pattern))
+
+
+@pytest.mark.parametrize("path", [ROOT / "vla_gym/worker_main.py", *find_needed()], ids=str)
+def test_what_the_other_interpreter_reads_has_the_syntax_of_python_3_8(path):
+    source = path.read_text()
+    ast.parse(source, feature_version=(3, 8))
+    if path.name != "__init__.py" or ast.parse(source).body[1:]:
+        assert "from __future__ import annotations" in source  # so that none is evaluated
+
+
+def test_the_worker_itself_imports_the_standard_library_and_numpy_alone():
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / "vla_gym/worker_main.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    assert found - sys.stdlib_module_names == {"numpy"}
+
+
+def test_the_other_interpreter_needs_no_gymnasium_and_registers_nothing(odd, tmp_path):
+    (tmp_path / "gymnasium.py").write_text("raise ImportError('not in this interpreter')")
+    env = odd("Nosy")
+    env.reset(seed=0)
+    loaded = env.step(np.zeros(7))[-1]["loaded"]
+    assert "vla_gym.suites.toy" in loaded and "vla_gym.contract" in loaded
+    assert not {"gymnasium", "vla_gym.env", "vla_gym.registration"} & set(loaded)
+    with pytest.raises(InvalidOption, match=r"options\['goal'\]"):
+        env.reset(options={"goal": [9, 9, 9]})
+
+
+@pytest.mark.skipif(not OLD_PYTHONS, reason="VLA_GYM_OLD_PYTHONS names no old interpreter")
+@pytest.mark.parametrize("python", OLD_PYTHONS)
+def test_an_old_interpreter_plays_the_same_episode(python):
+    here, there = make(), make(python=python)
+    try:
+        assert here.reset(seed=3)[1] == there.reset(seed=3)[1]
+        for action in np.random.default_rng(0).uniform(-1.2, 1.2, (8, 7)):
+            one, other = here.step(action), there.step(action)
+            np.testing.assert_array_equal(one[0]["rgb_primary"], other[0]["rgb_primary"])
+            # numpy 2 keeps float32 where numpy 1 went on in float64
+            np.testing.assert_allclose(one[0]["state"], other[0]["state"], rtol=1e-6)
+            assert one[1:] == other[1:]
+        with pytest.raises(InvalidOption, match=r"options\['goal'\]"):
+            there.reset(options={"goal": [9, 9, 9]})
+    finally:
+        there.close()
+
+
+@pytest.mark.skipif(not OLD_PYTHONS, reason="VLA_GYM_OLD_PYTHONS names no old interpreter")
+@pytest.mark.parametrize("python", OLD_PYTHONS)
+def test_every_adapter_can_be_imported_in_an_old_interpreter(python):
+    parts = (path.relative_to(ROOT).with_suffix("").parts for path in find_needed())
+    names = sorted(".".join(part for part in p if part != "__init__") for p in parts)
+    code = (
+        "import importlib, sys\n"
+        "file, folder, *names = sys.argv[1:]\n"
+        "worker = {'__name__': 'worker'}\n"
+        "exec(compile(open(file).read(), file, 'exec'), worker)\n"
+        "worker['_provide_package'](folder)\n"
+        "worker['_complete_library']()\n"
+        "if sys.version_info < (3, 9):\n"
+        f"    names = [name for name in names if name not in {NOT_IN_3_8!r}]\n"
+        "for name in names:\n"
+        "    importlib.import_module(name)\n"
+        "assert 'gymnasium' not in sys.modules\n"
+    )
+    package = ROOT / "vla_gym"
+    arguments = [worker_main.__file__, str(package), *names]
+    done = subprocess.run([python, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def write_script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_an_interpreter_may_be_a_script_on_path(tmp_path, monkeypatch):
+    write_script(tmp_path / "python3.9", f'echo chatter; "{sys.executable}" "$@"; exit $?')
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    env = make(python="python3.9")
+    env.reset(seed=0)
+    (python,) = find_children(process_of(env).pid)
+    env.close()
+    assert process_of_is_gone(python)
+
+
+def test_an_interpreter_that_is_too_old_is_refused(tmp_path):
+    old = write_script(tmp_path / "python3.7", f"exit {worker_main.TOO_OLD}")
+    with pytest.raises(InvalidOption, match=r"python3\.7 is older than Python 3\.8"):
+        make(python=old).reset(seed=0)
+
+
+def test_an_interpreter_without_numpy_is_refused_with_the_command(tmp_path):
+    bare = write_script(tmp_path / "bare", f'exec "{sys.executable}" -I -S "$@"')
+    with pytest.raises(DependencyNotInstalled, match="bare -m pip install numpy"):
+        make(python=bare).reset(seed=0)
+
+
+def test_another_version_of_the_protocol_is_refused(monkeypatch):
+    monkeypatch.setattr(worker_main, "PROTOCOL", 99)
+    text = r"speaks version \d+ of the worker's protocol and this process version 99"
+    with pytest.raises(InvalidOption, match=text):
+        make(python=sys.executable).reset(seed=0)
+
+
+def test_the_versions_over_there_are_known(odd):
+    there, here = odd("Chatty"), make()
+    assert there.simulator_versions == here.simulator_versions
+    assert set(here.simulator_versions) == {"python", "numpy"}
+    assert there.simulator_versions["numpy"] == np.__version__
+    simulator = RemoteSimulator(
+        sys.executable, "vla_gym.suites.toy:ToySimulator", setup(), ("gymnasium", "no-such-thing")
+    )
+    assert simulator.versions["gymnasium"] == gym.__version__
+    assert set(simulator.versions) == {"python", "numpy", "gymnasium"}
+    simulator.close()
+
+
+# Crashes and hangs
+
+
+def find_children(pid):
+    """Return the ids of a process's children that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == pid and fields[0] != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
+def process_of_is_gone(pid, wait_s=5.0):
+    deadline = time.monotonic() + wait_s
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not is_running(pid)
+
+
+def test_a_simulator_that_hangs_is_killed_and_an_error(odd, monkeypatch):
+    monkeypatch.setenv("SLEEP_S", "1000")
+    env = odd("Sleeper", timeout_s=1.5)
+    env.reset(seed=0)
+    process = process_of(env)
+    started = time.monotonic()
+    text = r"OddSleeper-Reach in .* did not finish step\(\) within 1\.5 s and was killed"
+    with pytest.raises(SimulatorCrashed, match=text):
+        env.step(np.zeros(7))
+    assert 1.4 < time.monotonic() - started < 5
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_hanging_worker_ends_even_if_its_parent_was_killed(tmp_path, odd, monkeypatch):
+    monkeypatch.setenv("SLEEP_S", "1000")
+    code = (
+        "import dataclasses, os, sys\n"
+        "import vla_gym\n"
+        "from vla_gym.suite import Setup\n"
+        "from vla_gym.worker import RemoteSimulator\n"
+        f"setup = Setup(**{dataclasses.asdict(setup())!r})\n"
+        "s = RemoteSimulator(sys.executable, 'odd_simulators:Sleeper', setup, timeout_s=1)\n"
+        "s._channel.send(vla_gym.worker_main.pack({'call': 9, 'method': 'step', 'timeout_s': 1,\n"
+        "    'arguments': {'action': (0, 0, 0, 0)}}))\n"
+        "print(s._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    pid = int(done.stdout)
+    assert is_running(pid)
+    assert process_of_is_gone(pid, wait_s=20)
+
+
+def test_a_crash_with_restart_ends_the_episode_and_a_reset_goes_on(odd, tmp_path, monkeypatch):
+    lives = tmp_path / "lives"
+    lives.mkdir()
+    (lives / "1").touch()
+    monkeypatch.setenv("STEP_LIVES", str(lives))
+    env = odd("Clumsy", on_crash="restart", cameras=("primary",), image_size=8, state=True)
+    env.reset(seed=4)
+    first = process_of(env)
+    before, *_ = env.step(np.ones(7))
+    kept = {key: np.array(value) for key, value in before.items()}
+    before["rgb_primary"][:] = 0  # the caller's own: the env must not need it again
+    observation, reward, terminated, truncated, info = env.step(np.ones(7))
+    assert_same({key: np.array(value) for key, value in observation.items()}, kept)
+    assert (reward, terminated, truncated) == (0.0, False, True)
+    assert info["crashed"] is True and info["success"] is False
+    assert "ended during step() with exit code -9 (SIGKILL)" in info["crash"]
+    assert {"instruction", "suite", "task", "simulator"} <= set(info)
+    assert first.returncode == -signal.SIGKILL
+    assert not env.render_camera("primary", 5).any()
+    with pytest.raises(ResetNeeded, match="its simulator crashed"):
+        env.step(np.ones(7))
+    twin = make(cameras=("primary",), image_size=8)
+    (one, one_info), (other, other_info) = env.reset(seed=9), twin.reset(seed=9)
+    assert_same(one, other)
+    assert one_info["episode_seed"] == other_info["episode_seed"]
+    assert process_of(env).pid != first.pid
+    for _ in range(3):
+        assert "crashed" not in env.step(np.ones(7))[-1]
+
+
+def test_a_hang_with_restart_ends_the_episode_too(odd, monkeypatch):
+    monkeypatch.setenv("SLEEP_S", "1000")
+    env = odd("Sleeper", timeout_s=1.5, on_crash="restart")
+    env.reset(seed=0)
+    *_, truncated, info = env.step(np.zeros(7))
+    assert truncated and "did not finish step() within 1.5 s" in info["crash"]
+    env.reset(seed=0)
+
+
+@pytest.mark.parametrize(("lives", "works"), [(1, True), (2, False)])
+def test_a_reset_that_crashes_is_tried_once_more(lives, works, odd, tmp_path, monkeypatch):
+    folder = tmp_path / "lives"
+    folder.mkdir()
+    for number in range(lives):
+        (folder / str(number)).touch()
+    monkeypatch.setenv("RESET_LIVES", str(folder))
+    env = odd("Clumsy", on_crash="restart")
+    if works:
+        observation, info = env.reset(seed=7)
+        twin, twin_info = make(cameras=(), state=False).reset(seed=7)
+        assert_same(observation, twin)
+        assert info["episode_seed"] == twin_info["episode_seed"]
+    else:
+        with pytest.raises(SimulatorCrashed, match=r"ended during reset\(\)"):
+            env.reset(seed=7)
+        env.reset(seed=7)  # no lives are left to lose
+
+
+@pytest.mark.parametrize("python", [None, sys.executable])
+def test_a_simulator_that_says_it_crashed_is_opened_anew(python, odd, monkeypatch):
+    if python is None:
+        monkeypatch.syspath_prepend(os.environ["PYTHONPATH"])
+    env = odd("Shaky", on_crash="restart", python=python)
+    for options, crashes in (({}, False), ({"goal": [0, 0, 0]}, True), ({}, False)):
+        env.reset(seed=0, options=options)
+        env.step(np.zeros(7))
+        *_, truncated, info = env.step(np.zeros(7))
+        assert truncated is info.get("crashed", False) is crashes
+        if crashes:
+            assert "the physics diverged" in info["crash"]
+
+
+def test_an_episode_that_crashed_is_no_episode_for_a_rollout(odd):
+    for on_crash in ("raise", "restart"):
+        env = odd("Unstable", on_crash=on_crash)
+        with pytest.raises(SimulatorCrashed, match="the physics diverged"):
+            run_episode(env, connect(make_policy("zero"), env.spec_sheet), seed=0)
+
+
+def test_the_keywords_for_crashes_are_checked():
+    with pytest.raises(InvalidOption, match=r"timeout_s=3 of VLA/Toy-Reach-v0 needs python="):
+        make(timeout_s=3)
+    for wrong in (0, -1, math.inf, math.nan, "soon", True):
+        with pytest.raises(InvalidOption, match="must be a number of seconds above 0"):
+            make(timeout_s=wrong, python=sys.executable)
+    with pytest.raises(UnknownName, match=r"there is no on_crash 'restert'.*'restart'"):
+        make(on_crash="restert")
+
+
+def test_an_answer_to_a_call_that_was_cut_short_is_not_taken_for_another(odd, monkeypatch):
+    monkeypatch.setenv("SLEEP_S", "0.6")
+    env, twin = odd("Sleeper"), make(cameras=(), state=False)
+    env.reset(seed=0)
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            env.step(np.ones(7))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    observation, info = env.reset(seed=5)
+    expected, expected_info = twin.reset(seed=5)
+    assert_same(observation, expected)
+    assert info["episode_seed"] == expected_info["episode_seed"]
+
+
+def test_a_fork_does_not_use_the_simulator_of_its_parent():
+    env = make(python=sys.executable)
+    env.reset(seed=0)
+    simulator = env._simulator
+    simulator._owner = -1  # as in a fork
+    with pytest.raises(SimulatorCrashed, match="make the env after the fork"):
+        env.step(np.zeros(7))
+    simulator._owner = os.getpid()
+    env.step(np.zeros(7))
+    env.close()
+
+
+def test_a_picture_of_another_shape_is_an_error(odd):
+    env = odd("Squinting", cameras=("wrist",), image_size=8)
+    text = r"picture of camera 'wrist' is uint8 \(8, 7, 3\), not uint8 \(8, 8, 3\)"
+    with pytest.raises(SimulatorCrashed, match=text):
+        env.reset(seed=0)
+
+
+@pytest.mark.parametrize("end", ["close", "kill", "drop"])
+def test_nothing_stays_behind_a_worker(end):
+    def look():
+        gc.collect()
+        return (
+            sorted(os.listdir("/dev/shm")),
+            len(os.listdir("/proc/self/fd")),
+            sorted(find_children(os.getpid())),
+        )
+
+    before = look()
+    for _ in range(3):
+        env = make(python=sys.executable, image_size=128)
+        env.reset(seed=0)
+        env.step(np.ones(7))
+        pid = process_of(env).pid
+        if end == "kill":
+            os.kill(pid, signal.SIGKILL)
+        if end != "drop":
+            env.close()
+        del env
+        gc.collect()
+        assert process_of_is_gone(pid)
+    assert look() == before

@@ -17,6 +17,7 @@ from vla_gym.env import VLAEnv
 from vla_gym.instruction import Instruction
 from vla_gym.policy import Policy, PolicySpec, list_policies, make_policy
 from vla_gym.registration import list_ids, register_suite
+from vla_gym.vector import make_vec
 
 __all__ = [
     "Instruction",
@@ -29,6 +30,7 @@ __all__ = [
     "list_ids",
     "list_policies",
     "make_policy",
+    "make_vec",
     "register_suite",
 ]
 

@@ -26,15 +26,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from vla_gym.errors import InvalidAction
-from vla_gym.instruction import instruction_space
 from vla_gym.suite import ActionMode, Camera, Entry
+
+if TYPE_CHECKING:  # at run time only where a space is made: simulators need the rest of this module
+    from gymnasium import spaces  # in interpreters without Gymnasium (vla_gym/worker_main.py)
 
 __all__ = [
     "EEF_PROPRIO",
@@ -134,6 +135,10 @@ def observation_space(
     state_dim: int | None,
 ) -> spaces.Dict:
     """Return the observation space; `state_dim` None leaves `state` out."""
+    from gymnasium import spaces
+
+    from vla_gym.instruction import instruction_space
+
     shape = (image_size, image_size, 3)
     keys: dict[str, spaces.Space] = {
         f"rgb_{camera}": spaces.Box(0, 255, shape, np.uint8) for camera in cameras
@@ -147,6 +152,8 @@ def observation_space(
 
 def action_space(mode: ActionMode) -> spaces.Space[NDArray[np.float32]]:
     """Return the action space: Box(-1, 1, (len(mode.entries),), float32)."""
+    from gymnasium import spaces
+
     return spaces.Box(-1.0, 1.0, (len(mode.entries),), np.float32)
 
 

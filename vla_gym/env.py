@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,21 +18,32 @@ from numpy.typing import NDArray
 from vla_gym import registration
 from vla_gym.contract import SpecSheet, action_space, check_action, observation_space
 from vla_gym.deps import find_missing
-from vla_gym.errors import DependencyNotInstalled, InvalidOption, StandInWarning, UnknownName
+from vla_gym.errors import (
+    DependencyNotInstalled,
+    InvalidOption,
+    SimulatorCrashed,
+    StandInWarning,
+    UnknownName,
+)
 from vla_gym.instruction import INSTRUCTION_FORMS, encode
 from vla_gym.suite import Frame, Setup, Simulator, SimulatorInfo, Suite, Task
-from vla_gym.worker import RemoteSimulator, find_interpreter
+from vla_gym.worker import DEFAULT_TIMEOUT_S, RemoteSimulator, find_interpreter
+from vla_gym.worker_main import MAX_PICTURE_SIZE, find_versions
 
 __all__ = ["VLAEnv", "choose_simulator", "find_obstacle"]
+
+logger = logging.getLogger(__name__)
 
 Observation = dict[str, Any]
 
 REWARDS = ("native", "sparse")
 RENDER_QUALITIES = ("exact", "fast")
+ON_CRASH = ("raise", "restart")
 RENDER_SIZE = 256
 """Default height and width of `render()` [pixels]; observations have `image_size`."""
 
-MAX_IMAGE_SIZE = 2048
+MAX_IMAGE_SIZE = MAX_PICTURE_SIZE
+MAX_TIMEOUT_S = 1e6
 
 
 class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
@@ -54,7 +68,15 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         render_quality: `"exact"`: the simulator's own pixels; `"fast"`: no shadows, reflections or
             multisampling.
         simulator: `"auto"` or the name of one of the suite's simulators.
-        python: path of another Python interpreter in which the simulator runs, or None.
+        python: another Python interpreter (3.8 or later, with numpy and the simulator) in which the
+            simulator runs in a process of its own: its path, or its name on PATH. None runs it in
+            this process.
+        timeout_s: with `python`, how long one call of the simulator may take before it counts as
+            hung and its process is killed; None is 600 s. The first reset includes its start.
+        on_crash: when the simulator crashes, hangs or is killed: `"raise"` raises
+            `SimulatorCrashed`. `"restart"` ends the episode instead: truncated, reward 0,
+            the last observation again, `info["crashed"]` True and `info["crash"]` the reason;
+            the next reset starts a fresh simulator. A reset that crashes is tried once more.
         render_mode: `"rgb_array"` or None (`gym.make` adds `"human"` and `"rgb_array_list"`).
         render_size: height and width of `render()` [pixels].
         **keywords: keywords that only this suite has.
@@ -84,13 +106,15 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         render_quality: str = "exact",
         simulator: str = "auto",
         python: str | None = None,
+        timeout_s: float | None = None,
+        on_crash: str = "raise",
         render_mode: str | None = None,
         render_size: int = RENDER_SIZE,
         **keywords: Any,
     ) -> None:
         self._simulator: Simulator | None = None  # first: close() must work after a failed __init__
         self._closed = False
-        self._episode = "none"  # -> "running" -> "terminated"
+        self._episode = "none"  # -> "running" -> "terminated" or "crashed"
         self._actions = 0
 
         the_suite = registration.get_suite(suite)
@@ -117,9 +141,14 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         _check_flag("paraphrase", paraphrase, env_id)
         if terminate_on_success is not None:
             _check_flag("terminate_on_success", terminate_on_success, env_id)
+        _check_name("on_crash", on_crash, ON_CRASH, env_id)
+        _check_timeout(timeout_s, python, env_id)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UnknownName("render_mode", render_mode, self.metadata["render_modes"], env_id)
         self._python = python if python is None else find_interpreter(python)
+        self._timeout_s = DEFAULT_TIMEOUT_S if timeout_s is None else float(timeout_s)
+        self._restarts = on_crash == "restart"
+        self._last: Observation | None = None  # kept only where a crash may need it again
 
         self._suite, self._task, self._layout = the_suite, the_task, layout
         self._mode = layout.action_modes[action_mode]
@@ -193,6 +222,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         Raises:
             UnknownName: an option does not exist.
             InvalidOption: an option has a value that is not valid.
+            SimulatorCrashed: with `on_crash="restart"`, a fresh simulator crashed too.
         """
         if self._closed:
             raise ClosedEnvironmentError(f"{self.spec_sheet.id} is closed; make a new one")
@@ -205,9 +235,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             _check_name("reset option", name, self._suite.options, self.spec_sheet.id)
         episode_seed = int(self.np_random.integers(2**31))
         self._episode = "none"
-        if self._simulator is None:
-            self._simulator = self._open()
-        frame = self._simulator.reset(episode_seed, options)
+        frame = self._start_episode(episode_seed, options)
         self._episode, self._actions = "running", 0
         wordings = frame.instructions or (self._task.instruction, *self._task.paraphrases)
         text = wordings[0]
@@ -234,17 +262,24 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         Raises:
             InvalidAction: wrong shape or not finite; the simulator never sees it.
             ResetNeeded: there is no running episode.
+            SimulatorCrashed: unless `on_crash="restart"`.
         """
-        if self._simulator is None or self._episode != "running":
+        if self._episode != "running" or self._simulator is None:
             if self._closed:
                 raise ClosedEnvironmentError(f"{self.spec_sheet.id} is closed; make a new one")
             why = {
                 "none": "no episode is running",
                 "terminated": "the episode has ended (terminated=True)",
+                "crashed": "the episode has ended (its simulator crashed)",
             }[self._episode]
             raise ResetNeeded(f"step() of {self.spec_sheet.id}: {why}; call reset() first")
         checked = check_action(action, self._mode.entries, self.spec_sheet.id)
-        frame = self._simulator.step(self._mode.to_native(checked))
+        try:
+            frame = self._simulator.step(self._mode.to_native(checked))
+        except SimulatorCrashed as error:
+            if not self._restarts:
+                raise
+            return self._end_crashed(error)
         if frame.instructions:
             self._speak(frame.instructions[0])
         reward = float(frame.success) if self._sparse else float(frame.reward)
@@ -270,12 +305,30 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         """Return the picture of any camera of the layout at any size, uint8 (size, size, 3)."""
         if self._closed:
             raise ClosedEnvironmentError(f"{self.spec_sheet.id} is closed; make a new one")
-        if self._simulator is None or self._episode == "none":
+        if self._episode == "none":
             raise ResetNeeded(f"render of {self.spec_sheet.id}: call reset() first")
         _check_name("camera", camera, self._layout.cameras, self.spec_sheet.id)
         size = self._render_size if size is None else size
         _check_size("size", size, self.spec_sheet.id)
+        if self._simulator is None:  # crashed: wrappers that film an env draw its last step too
+            return np.zeros((size, size, 3), np.uint8)
         return np.array(self._simulator.render(camera, size, size))
+
+    @property
+    def simulator_versions(self) -> dict[str, str]:
+        """Versions of Python, numpy and the simulator's packages, where the simulator runs.
+
+        With `python=...` this starts the simulator if it does not run yet: only its own
+        interpreter knows.
+        """
+        if self._python is None:
+            return find_versions(self._info.distributions)
+        if self._simulator is None:
+            if self._closed:
+                raise ClosedEnvironmentError(f"{self.spec_sheet.id} is closed; make a new one")
+            self._simulator = self._open()
+        assert isinstance(self._simulator, RemoteSimulator)
+        return dict(self._simulator.versions)
 
     def close(self) -> None:
         """Free the simulator. Safe to call more than once."""
@@ -287,10 +340,51 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         return f"<VLAEnv {self.spec_sheet.id} on {self.spec_sheet.simulator}>"
 
     def _open(self) -> Simulator:
-        module, _, name = self._info.entry_point.partition(":")
         if self._python is not None:
-            return RemoteSimulator(self._python, self._info.entry_point, self._setup)
+            return RemoteSimulator(
+                self._python,
+                self._info.entry_point,
+                self._setup,
+                self._info.distributions,
+                self._timeout_s,
+            )
+        module, _, name = self._info.entry_point.partition(":")
         return getattr(importlib.import_module(module), name)(self._setup)
+
+    def _start_episode(self, seed: int, options: dict[str, Any]) -> Frame:
+        try:
+            if self._simulator is None:
+                self._simulator = self._open()
+            return self._simulator.reset(seed, options)
+        except SimulatorCrashed as error:
+            if not self._restarts:
+                raise
+            logger.warning("%s: trying once more after a crash: %s", self.spec_sheet.id, error)
+            self._discard()
+        try:
+            self._simulator = self._open()
+            return self._simulator.reset(seed, options)
+        except SimulatorCrashed:
+            self._discard()
+            raise
+
+    def _end_crashed(
+        self, error: SimulatorCrashed
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Return what a step returns whose simulator crashed: the episode has no outcome."""
+        logger.warning("%s: the episode ends as crashed: %s", self.spec_sheet.id, error)
+        self._discard()
+        self._episode = "crashed"
+        assert self._last is not None
+        info = {**self._name_episode(), "success": False, "crashed": True, "crash": str(error)}
+        return copy.deepcopy(self._last), 0.0, False, True, info
+
+    def _discard(self) -> None:
+        """Free a simulator that has crashed; the next reset opens a fresh one."""
+        simulator, self._simulator = self._simulator, None
+        if simulator is not None:
+            with contextlib.suppress(Exception):  # it may be in any state
+                simulator.close()
 
     def _speak(self, text: str) -> None:
         if self._language is None or self._language[0] != text:
@@ -306,13 +400,16 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         observation["instruction"] = encoded if isinstance(encoded, str) else encoded.copy()
         if self._setup.state:
             observation["state"] = np.array(frame.state, dtype=np.float64)
+        if self._restarts:
+            self._last = copy.deepcopy(observation)
         return observation
 
     def _make_info(self, frame: Frame) -> dict[str, Any]:
+        return {**frame.info, **self._name_episode(), "success": bool(frame.success)}
+
+    def _name_episode(self) -> dict[str, Any]:
         assert self._language is not None
         return {
-            **frame.info,
-            "success": bool(frame.success),
             "instruction": self._language[0],
             "suite": self._suite.name,
             "task": self._task.name,
@@ -332,6 +429,22 @@ def _check_size(name: str, value: object, where: str) -> None:
         raise InvalidOption(f"{name}={value!r} of {where} must be a whole number of pixels")
     if not 1 <= value <= MAX_IMAGE_SIZE:
         raise InvalidOption(f"{name}={value} of {where} must be in [1, {MAX_IMAGE_SIZE}] pixels")
+
+
+def _check_timeout(value: Any, python: str | None, where: str) -> None:
+    if value is None:
+        return
+    if python is None:
+        raise InvalidOption(
+            f"timeout_s={value!r} of {where} needs python=...: a simulator in this process cannot "
+            "be stopped. python=sys.executable gives it a process of its own"
+        )
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not 0 < float(value) <= MAX_TIMEOUT_S:
+        raise InvalidOption(
+            f"timeout_s={value!r} of {where} must be a number of seconds above 0, at most "
+            f"{MAX_TIMEOUT_S:.0f}"
+        )
 
 
 def _check_flag(name: str, value: object, where: str) -> None:

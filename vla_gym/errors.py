@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from gymnasium.error import DependencyNotInstalled, Error, ResetNeeded
+if TYPE_CHECKING:
+    from gymnasium.error import DependencyNotInstalled, Error, ResetNeeded
+else:
+    try:
+        from gymnasium.error import DependencyNotInstalled, Error, ResetNeeded
+    except ImportError:
+        # In a simulator's worker (vla_gym/worker_main.py), whose interpreter needs no Gymnasium.
+        # There errors are only raised; the other process raises its own by their names.
+        class Error(Exception):
+            """Stands in for `gymnasium.error.Error`."""
+
+        class DependencyNotInstalled(Error):
+            """Stands in for `gymnasium.error.DependencyNotInstalled`."""
+
+        class ResetNeeded(Error):
+            """Stands in for `gymnasium.error.ResetNeeded`."""
+
 
 __all__ = [
     "BrokenDependency",

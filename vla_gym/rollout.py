@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_gym.errors import InvalidOption
+from vla_gym.errors import InvalidOption, SimulatorCrashed
 from vla_gym.policy.base import Policy
 
 __all__ = ["MAX_FRAMES", "Episode", "add_batch_axis", "run_episode"]
@@ -83,6 +83,8 @@ def run_episode(
 
     Raises:
         InvalidOption: `record_every` is less than 1, or the env was made without a render mode.
+        SimulatorCrashed: the simulator crashed, whatever the env's `on_crash` is: an episode
+            without an outcome is no episode.
     """
     film = None if record_every is None else _Film(env, record_every)
     if hasattr(policy, "set_random_seed"):
@@ -105,6 +107,8 @@ def run_episode(
         observation, reward, terminated, truncated, info = env.step(actions[0])
         env_seconds += time.perf_counter() - acted
         policy_seconds += acted - started
+        if info.get("crashed"):  # with on_crash="restart" the env ends the episode instead
+            raise SimulatorCrashed(str(info["crash"]))
         length += 1
         total += float(reward)
         success = success or bool(info["success"])

@@ -1,47 +1,44 @@
-"""A simulator in another Python interpreter, behind the same five methods.
+"""A simulator in another Python interpreter, behind the same methods as one in this process.
 
-`RemoteSimulator` starts `python` with the loop below and talks to it over its standard streams.
-A message is a JSON header and the raw bytes of its arrays; nothing that can execute, no pickle,
-crosses the boundary. The other interpreter needs numpy, gymnasium and the simulator; this package
-is loaded there from its own folder, without exposing anything else that is installed here.
+`RemoteSimulator` starts `vla_gym/worker_main.py` with the other interpreter and calls the simulator
+there. That file's docstring says what the interpreter needs and what crosses the boundary. This
+side adds the watchdog: a worker that dies, or that does not answer in time and is then killed, is a
+`SimulatorCrashed` that says which.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
-import json
+import mmap
 import os
 import shutil
-import struct
+import signal
+import socket
 import subprocess
-import sys
+import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_gym import errors
+from vla_gym import errors, worker_main
 from vla_gym.suite import Frame, Setup
+from vla_gym.worker_main import MAX_PICTURE_SIZE, Channel, pack, place_pictures
 
-__all__ = ["RemoteSimulator", "find_interpreter", "serve"]
+__all__ = ["DEFAULT_TIMEOUT_S", "RemoteSimulator", "find_interpreter"]
 
-_LENGTH = struct.Struct("<Q")
+DEFAULT_TIMEOUT_S = 600.0
+"""How long one call may take. Generous: a first reset may start a simulator and load its scenes."""
 
-_BOOT = """
-import importlib.util, sys
-folder = sys.argv[1]
-spec = importlib.util.spec_from_file_location(
-    "vla_gym", folder + "/__init__.py", submodule_search_locations=[folder])
-package = importlib.util.module_from_spec(spec)
-sys.modules["vla_gym"] = package
-spec.loader.exec_module(package)
-from vla_gym.worker import serve
-serve()
-"""
+_CLOSING_S = 10.0
+"""How long a worker may take to close its simulator and to end."""
+
+
+_WAY_OUT = '. Make a new env to go on; with on_crash="restart" the next reset starts a fresh one'
 
 
 def find_interpreter(python: str) -> str:
@@ -62,169 +59,198 @@ def find_interpreter(python: str) -> str:
 class RemoteSimulator:
     """A `Simulator` that runs in a process of another interpreter.
 
+    The images of a frame and the picture of `render()` are read-only views of shared memory, which
+    the next call overwrites.
+
     Args:
-        python: path of the interpreter.
+        python: path of the interpreter, or its name on PATH.
         entry_point: `"module:Class"` of the simulator, imported over there.
         setup: what it is made with.
+        distributions: packages whose versions `versions` shall hold.
+        timeout_s: how long one call may take, the start included.
+
+    Attributes:
+        versions: of Python, numpy and those of `distributions` that are installed over there.
 
     Raises:
-        SimulatorCrashed: the process ended, or the simulator raised an error that is not ours.
+        InvalidOption: the interpreter is older than Python 3.8, or speaks another protocol.
+        DependencyNotInstalled: it lacks numpy.
+        SimulatorCrashed: the process ended, did not answer in time, or the simulator raised an
+            error that is not ours.
     """
 
-    def __init__(self, python: str, entry_point: str, setup: Setup) -> None:
+    def __init__(
+        self,
+        python: str,
+        entry_point: str,
+        setup: Setup,
+        distributions: tuple[str, ...] = (),
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self._python = find_interpreter(python)
         self._name = f"the simulator of {setup.suite}-{setup.task} in {python}"
-        self._process = subprocess.Popen(
-            [find_interpreter(python), "-c", _BOOT, str(Path(__file__).parent)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        self._timeout_s = timeout_s
+        self._calls = 0
+        self._owner = os.getpid()
+        memory_size = 3 * (len(setup.cameras) * setup.image_size**2 + MAX_PICTURE_SIZE**2)
+        memory_fd = _make_nameless_file(memory_size)
         try:
-            self._call("open", entry_point=entry_point, setup=dataclasses.asdict(setup))
+            memory = mmap.mmap(memory_fd, memory_size, prot=mmap.PROT_READ)
+            self._images, self._rest = place_pictures(memory, setup.cameras, setup.image_size)
+            self._channel, self._process = self._start(memory_fd, memory_size)
+        finally:
+            os.close(memory_fd)  # the mapping stays
+        try:
+            self.versions = self._shake_hands(distributions)
+            self._call(
+                "open",
+                folder=str(Path(__file__).parent),
+                entry_point=entry_point,
+                # not asdict(): it copies deeply, and rebuilds mappings of other types
+                setup={f.name: getattr(setup, f.name) for f in dataclasses.fields(setup)},
+            )
         except BaseException:
             self.close()  # no process stays behind where no simulator came to be
             raise
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> Frame:
         """See `vla_gym.suite.Simulator`."""
-        return _frame(self._call("reset", seed=seed, options=dict(options)))
+        return Frame(images=self._images, **self._call("reset", seed=seed, options=options))
 
     def step(self, action: NDArray[np.float32]) -> Frame:
         """See `vla_gym.suite.Simulator`."""
-        return _frame(self._call("step", action=action))
+        return Frame(images=self._images, **self._call("step", action=action))
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """See `vla_gym.suite.Simulator`."""
-        return self._call("render", camera=camera, height=height, width=width)
+        """See `vla_gym.suite.Simulator`; height and width at most MAX_PICTURE_SIZE."""
+        self._call("render", camera=camera, height=height, width=width)
+        return self._rest[: height * width * 3].reshape(height, width, 3)
 
     def close(self) -> None:
         """Ask the simulator to close and end its process. Safe to call more than once."""
-        process = self._process
-        if process.poll() is None:
-            try:
-                self._call("close")
-                process.wait(timeout=10)
-            except (errors.SimulatorCrashed, subprocess.TimeoutExpired):
-                process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):  # unsent bytes for a process that died
-                    stream.close()
+        if self._process.poll() is None and os.getpid() == self._owner:
+            # A simulator that cannot close is at its end all the same.
+            with contextlib.suppress(errors.Error):
+                self._call("close", timeout_s=min(_CLOSING_S, self._timeout_s))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_CLOSING_S)
+        self._kill()
 
     def __del__(self) -> None:
-        process = getattr(self, "_process", None)
-        if process is not None and process.poll() is None:
-            process.kill()
-            process.wait()
+        if getattr(self, "_process", None) is not None:
+            self._kill()
 
-    def _call(self, method: str, **arguments: Any) -> Any:
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            _send(process.stdin, {"method": method, "arguments": arguments})
-            answer = _receive(process.stdout)
-        except (BrokenPipeError, EOFError) as error:
-            code = process.wait()
+    def _start(self, memory_fd: int, memory_size: int) -> tuple[Channel, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = (worker_main.__file__, theirs.fileno(), memory_fd, memory_size)
+            try:
+                process = subprocess.Popen(
+                    [self._python, "-c", worker_main.BOOT, *map(str, arguments)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # what the simulator prints is no output of this program
+                    pass_fds=(theirs.fileno(), memory_fd),
+                    # A group of its own, so that Ctrl-C is left to this process, and so that a
+                    # shell script in the place of the interpreter is killed with its children.
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        return Channel(ours), process
+
+    def _shake_hands(self, distributions: tuple[str, ...]) -> dict[str, str]:
+        """Return the versions over there, after having checked that they will do."""
+        hello = self._call("hello", distributions=distributions)
+        if hello["protocol"] != worker_main.PROTOCOL:
+            raise errors.InvalidOption(
+                f"{self._python} speaks version {hello['protocol']} of the worker's protocol and "
+                f"this process version {worker_main.PROTOCOL}: use the worker_main.py of this "
+                "version of vla_gym on both sides"
+            )
+        versions = hello["versions"]
+        if "numpy" not in versions:
+            raise errors.DependencyNotInstalled(
+                f"{self._name} needs numpy, which that interpreter (Python {versions['python']}) "
+                f"does not have. Run: {self._python} -m pip install numpy"
+            )
+        return versions
+
+    def _call(self, method: str, timeout_s: float | None = None, **arguments: Any) -> Any:
+        if os.getpid() != self._owner:
             raise errors.SimulatorCrashed(
-                f"{self._name} ended during {method}() with exit code {code}; its own messages are "
-                "above. Make a new env to go on"
+                f"{self._name} belongs to the process that started it, not to a fork of that: make "
+                "the env after the fork"
+            )
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        self._calls += 1
+        request = {
+            "call": self._calls,
+            "method": method,
+            "timeout_s": timeout_s,
+            "arguments": arguments,
+        }
+        data = pack(request)
+        try:
+            self._channel.send(data, timeout_s)
+            answer = self._channel.receive(timeout_s)
+            while answer["call"] != self._calls:  # of a call that Ctrl-C cut short
+                answer = self._channel.receive(max(deadline - time.monotonic(), 0.001))
+        except TimeoutError as error:
+            self._kill()
+            raise errors.SimulatorCrashed(
+                f"{self._name} did not finish {_doing(method)} within {timeout_s:g} s and was "
+                "killed. If it is only slow, make the env with a larger timeout_s" + _WAY_OUT
             ) from error
+        except (OSError, EOFError) as error:
+            raise self._describe_end(method) from error
         if "error" not in answer:
             return answer["result"]
         if "unknown_name" in answer:
             raise errors.UnknownName(*answer["unknown_name"])
-        kind = getattr(errors, answer["error"], errors.SimulatorCrashed)
+        name = answer["error"]
+        kind = getattr(errors, name) if name in errors.__all__ else errors.SimulatorCrashed
         raise kind(f"{answer['message']} (in {self._name})")
 
+    def _describe_end(self, method: str) -> errors.Error:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSING_S)
+        self._kill()
+        code = self._process.returncode
+        if code == worker_main.TOO_OLD and method == "hello":
+            return errors.InvalidOption(
+                f"{self._python} is older than Python 3.8, which a simulator's worker needs"
+            )
+        cause = f"exit code {code}"
+        with contextlib.suppress(ValueError):
+            cause += f" ({signal.Signals(-code).name})"
+        return errors.SimulatorCrashed(
+            f"{self._name} ended during {_doing(method)} with {cause}; its own messages are above"
+            + _WAY_OUT
+        )
 
-def serve() -> None:
-    """Run one simulator for the process at the other end of the standard streams, until it ends."""
-    requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the simulator prints goes to stderr, not into the protocol
-    simulator: Any = None
-    while True:
-        try:
-            request = _receive(requests)
-        except EOFError:  # the parent is gone
-            break
-        method, arguments = request["method"], request["arguments"]
-        try:
-            if method == "open":
-                module, _, name = arguments["entry_point"].partition(":")
-                setup = arguments["setup"]
-                setup["cameras"] = tuple(setup["cameras"])
-                simulator = getattr(importlib.import_module(module), name)(Setup(**setup))
-                result = None
-            else:
-                result = getattr(simulator, method)(**arguments)
-            if isinstance(result, Frame):
-                result = result._asdict()
-            answer = {"result": result}
-        except Exception as error:  # the boundary: whatever went wrong is reported to the parent
-            answer = _describe(error)
-        try:
-            _send(answers, answer)
-        except TypeError as error:  # it holds something that cannot travel; nothing was sent yet
-            _send(answers, _describe(error))
-        if method == "close":
-            break
+    def _kill(self) -> None:
+        """End the process and all that it started, now."""
+        self._channel.close()
+        if os.getpid() != self._owner:
+            return
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
-def _describe(error: Exception) -> dict[str, Any]:
-    kind = type(error).__name__
-    answer: dict[str, Any] = {"error": kind, "message": f"{kind}: {error}"}
-    if isinstance(error, errors.UnknownName):
-        asked = error.asked if isinstance(error.asked, str) else repr(error.asked)
-        answer["unknown_name"] = [error.kind, asked, list(map(str, error.valid)), error.where]
-    return answer
+def _doing(method: str) -> str:
+    return "its start" if method in ("hello", "open") else f"{method}()"
 
 
-def _frame(fields: dict[str, Any]) -> Frame:
-    return Frame(**{**fields, "instructions": tuple(fields["instructions"])})
-
-
-def _send(stream: BinaryIO | Any, message: dict[str, Any]) -> None:
-    arrays: list[NDArray[Any]] = []
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-            arrays.append(np.ascontiguousarray(value))
-            return {"__array__": [value.dtype.str, list(value.shape)]}
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, Mapping):
-            return dict(value)
-        raise TypeError(f"{type(value).__name__} cannot cross to another interpreter: {value!r}")
-
-    header = json.dumps(message, default=plain).encode()
-    stream.write(_LENGTH.pack(len(header)) + header)
-    for array in arrays:
-        stream.write(array.tobytes())
-    stream.flush()
-
-
-def _receive(stream: BinaryIO | Any) -> Any:
-    header = _read(stream, _LENGTH.unpack(_read(stream, _LENGTH.size))[0])
-
-    def restore(value: dict[str, Any]) -> Any:
-        if "__array__" not in value:
-            return value
-        kind, shape = value["__array__"]
-        dtype = np.dtype(kind)
-        data = _read(stream, dtype.itemsize * int(np.prod(shape, dtype=np.int64)))
-        return np.frombuffer(data, dtype).reshape(shape).copy()
-
-    # Objects are restored in the order in which they close, which is the order they were written.
-    return json.loads(header, object_hook=restore)
-
-
-def _read(stream: BinaryIO | Any, length: int) -> bytes:
-    data = stream.read(length)
-    if len(data) < length:
-        raise EOFError("the other process closed the connection")
-    return data
-
-
-if __name__ == "__main__":
-    sys.exit("vla_gym.worker is started by gym.make(..., python=...)")
+def _make_nameless_file(size: int) -> int:
+    """Return the descriptor of `size` bytes of memory that have no name to be left behind."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("vla_gym")
+    else:  # not Linux
+        with tempfile.TemporaryFile() as temporary:
+            file = os.dup(temporary.fileno())
+    os.ftruncate(file, size)
+    return file

@@ -52,6 +52,37 @@ class DiesOnSeed2(Zero):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class KillsSimulatorOnSeed2(Zero):
+    """Kills the env's simulator, which runs in a process of its own, in the third step of seed 2.
+
+    As somebody else might: no part of the evaluation knows of it.
+    """
+
+    def set_random_seed(self, seed):
+        super().set_random_seed(seed)
+        self.steps = 0
+
+    def act(self):
+        self.steps += 1
+        if self.seed == 2 and self.steps == 3:
+            (simulator,) = find_simulators(os.getpid())
+            os.kill(simulator, signal.SIGKILL)
+
+
+def find_simulators(parent):
+    """Return the ids of the simulators' processes that a process has started."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            state, ppid = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (folder / "cmdline").read_text()
+        except OSError:  # no process, or one that has just ended
+            continue
+        if int(ppid) == parent and state != "Z" and "worker_main.py" in command:
+            found.append(int(folder.name))
+    return found
+
+
 class DiesOnce(Zero):
     """Kills its process at seed 2 unless a marker file exists, and makes it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -85,6 +86,24 @@ def test_a_killed_worker_costs_its_episode_and_a_new_one_goes_on(tmp_path):
     assert len(outcomes) == 7
     (crash,) = (r for r in found.records if r.outcome == "crashed")
     assert "killed by SIGKILL" in crash.error
+
+
+@pytest.mark.parametrize("on_crash", ["raise", "restart"])
+def test_a_killed_simulator_costs_its_episode_alone(on_crash, tmp_path):
+    found = evaluate(
+        {"p": stand_ins.KillsSimulatorOnSeed2},
+        [REACH],
+        episodes=4,
+        folder=tmp_path,
+        keywords={"python": sys.executable, "on_crash": on_crash},
+        video=False,
+    )
+    assert [r.outcome for r in found.records] == ["failure", "failure", "crashed", "failure"]
+    assert "ended during step() with exit code -9 (SIGKILL)" in found.records[2].error
+    assert load_records(tmp_path) == list(found.records)
+    alone = evaluate({"p": stand_ins.Zero}, [REACH], episodes=4, folder=tmp_path / "b", video=False)
+    returns = [record.episode_return for record in alone.records]
+    assert [r.episode_return for r in found.records] == [*returns[:2], None, returns[3]]
 
 
 def test_the_same_command_plays_only_what_is_missing_or_crashed(tmp_path, monkeypatch):
