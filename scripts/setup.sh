@@ -110,6 +110,8 @@ install_packages() {
     # shellcheck disable=SC2086  # an empty $quiet is no argument
     $venv/bin/python -m pip install $quiet --no-input --disable-pip-version-check \
         -c constraints.txt -e '.[all,dev]' || stop "pip failed; its message is above"
+    # setuptools leaves it behind; in this folder its entry points, of then, would be found first.
+    rm -rf vla_gym.egg-info
     fingerprint >$stamp
     say "installed in $SECONDS s"
 }

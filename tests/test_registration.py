@@ -230,7 +230,7 @@ def test_registering_a_suite_again_replaces_it_without_a_warning(register, recwa
     register(dataclasses.replace(LAMP, tasks={"TurnOn": task}))
     assert not recwarn.list
     assert gym.spec("VLA/Lamp-TurnOn-v0").max_episode_steps == 9
-    assert [name for name in list_ids() if "Lamp" in name] == ["VLA/Lamp-TurnOn-v0"]
+    assert [name for name in list_ids() if "/Lamp-" in name] == ["VLA/Lamp-TurnOn-v0"]
     assert "VLA/Lamp-TurnOff-v0" not in gym.registry  # nothing is behind it any more
 
 

@@ -238,6 +238,7 @@ def _check_directions(env: Any, seed: int, steps: int) -> Iterator[str]:
         there = _read_pose(_hold(env, index, 0.5, PROBE_STEPS, seed)["proprio"], arm)
         back = _read_pose(_hold(env, index, -0.5, 2 * PROBE_STEPS, seed)["proprio"], arm)
         _hold(env, index, 0.5, PROBE_STEPS, seed)
+        _hold(env, index, 0.0, 2 * PROBE_STEPS, seed)  # come to rest before the next entry
         moved = there[0] - back[0] if axis < 3 else _rotation_between(there, back)
         if np.argmax(np.abs(moved)) != axis % 3 or moved[axis % 3] <= 0:
             yield (

@@ -519,5 +519,5 @@ def _warn_of_stand_in(suite: Suite, info: SimulatorInfo) -> None:
         f"simulator={info.stand_in_for!r} says how to get the original, "
         f"simulator={info.name!r} silences this",
         StandInWarning,
-        stacklevel=2,
+        stacklevel=5,  # the caller of gym.make
     )

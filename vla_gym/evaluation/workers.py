@@ -53,8 +53,8 @@ class Pair:
     """A policy and a task, with all that is needed to make both in another process.
 
     Attributes:
-        policy: label in the evaluation, which names its source: sources themselves are not compared,
-            since a `functools.partial` that has been pickled no longer equals itself.
+        policy: label in the evaluation. It stands for the source too, which is not compared: a
+            `functools.partial` that has been pickled no longer equals itself.
         source: what `make_policy` takes, or a picklable function that returns a policy.
         id: as `gym.make` takes it, with its version.
         keywords: of `gym.make`; they go before what the policy's spec asks for.
@@ -392,12 +392,17 @@ def _protocol(sheet: SpecSheet, env: gym.Env[Any, Any], pair: Pair) -> dict[str,
     suite = registration.get_suite(sheet.suite)
     (simulator,) = (info for info in suite.simulators if info.name == sheet.simulator)
     made_with = env.spec.kwargs if env.spec is not None else {}
+    versions = versions_of(("vla-gym", "gymnasium", "numpy", *simulator.distributions))
+    if made_with.get("python") is not None:  # only the other interpreter knows; this starts it
+        theirs = env.unwrapped.simulator_versions  # type: ignore[attr-defined]  # all ids are ours
+        versions |= {name: theirs[name] for name in simulator.distributions if name in theirs}
+        versions |= {f"simulator's {name}": theirs[name] for name in ("python", "numpy")}
     protocol = {
         "suite": sheet.suite,
         "task": sheet.task,
         "simulator": sheet.simulator,
         "robot": sheet.robot,
-        "versions": versions_of(("vla-gym", "gymnasium", "numpy", *simulator.distributions)),
+        "versions": versions,
         "horizon": env.spec.max_episode_steps if env.spec is not None else sheet.horizon,
         "control_hz": sheet.control_hz,
         "success_rule": f"at any step: {sheet.success}" if sheet.success else "at any step",

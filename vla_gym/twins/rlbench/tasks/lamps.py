@@ -117,7 +117,7 @@ class LampOn(TwinTask):
 
 
 class LampOff(TwinTask):
-    """A shining lamp with a button beside it, which puts it out. Otherwise as `LampOn`."""
+    """A shining lamp with a button beside it. Success: the button is pressed, as in `LampOn`."""
 
     bodies = ("lamp", "switch")
     joints = ("switch_joint",)
