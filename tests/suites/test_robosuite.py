@@ -296,7 +296,15 @@ def check_base_frame(task: str, robot: str) -> None:
     arms = count_arms(task)
     for arm in range(arms):
         for entry in range(6):
-            before = env.reset(seed=2)[0]["proprio"][10 * arm : 10 * arm + 10].astype(float)
+            observation, _ = env.reset(seed=2)
+            if (
+                robot == "IIWA"
+            ):  # its hand starts on the table, which holds it: lift it, let it rest
+                up = np.zeros(7 * arms, np.float32)
+                up[2::7] = 0.6
+                for action in [up] * 8 + [0 * up] * 15:
+                    observation, *_ = env.step(action)
+            before = observation["proprio"][10 * arm : 10 * arm + 10].astype(float)
             action = np.zeros(7 * arms, np.float32)
             action[7 * arm + entry] = 0.4
             for _ in range(4):
@@ -307,8 +315,8 @@ def check_base_frame(task: str, robot: str) -> None:
             else:
                 moved = rotation_vector(read_rotation(after) @ read_rotation(before).T)
             share = moved[entry % 3] / np.linalg.norm(moved)
-            # Not 1: the arm lags behind its goal, XArm7 most (0.92). A wrong frame gives 0 or -1.
-            assert share > 0.9, (arm, entry, moved)
+            # Not 1: the arm lags behind its goal (IIWA two-armed: 0.83). A wrong frame gives 0 or -1.
+            assert share > 0.8, (arm, entry, moved)
     env.close()
 
 
@@ -348,8 +356,10 @@ def test_ee_delta_stays_in_the_base_frame_when_the_first_joint_turns(robot):
     env = make("Lift", robot=robot, cameras=(), proprio="joints")
     observation, _ = env.reset(seed=0)
     aside = np.array([0, 1, 0, 0, 0, 0, 0], np.float32)
-    for _ in range(16):
+    for _ in range(80):
         observation, *_ = env.step(aside)
+        if abs(observation["proprio"][0]) > 0.35:
+            break
     assert abs(observation["proprio"][0]) > 0.3  # the first joint has turned
     upstream = get_upstream(env)
     robot_ = upstream.robots[0]
@@ -357,7 +367,7 @@ def test_ee_delta_stays_in_the_base_frame_when_the_first_joint_turns(robot):
     def read():
         return upstream.sim.data.site_xpos[robot_.eef_site_id["right"]].copy()
 
-    for _ in range(10):
+    for _ in range(25):  # until it has come to rest
         env.step(np.zeros(7, np.float32))
     before = read()
     for _ in range(4):
