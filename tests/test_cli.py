@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tests.support import needs
 from vla_gym.cli import app, read_keywords, read_policies
 from vla_gym.errors import InvalidOption
+from vla_gym.suites.rlbench import find_coppeliasim_obstacle
 
 pytestmark = needs("eval")
 
@@ -64,6 +65,11 @@ def test_list_shows_ids_and_whether_they_can_run():
     assert code == 0
     assert "VLA/Toy-Reach-v0" in output and "toy yes" in output
     assert "MetaWorld" not in output
+    if find_coppeliasim_obstacle() is None:
+        return  # a machine that has it
+    code, output = run("list", "RLBench-SetupChess")
+    assert code == 0 and "coppeliasim no" in output
+    assert "to get coppeliasim: vla-gym show VLA/RLBench-SetupChess-v0 says how" in output
 
 
 def test_show_writes_every_camera_and_the_spec_sheet(tmp_path):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vla_gym.contract import SpecSheet
     from vla_gym.evaluation.evaluate import PolicySource
     from vla_gym.evaluation.records import Record
-    from vla_gym.suite import Entry, Suite, Task
+    from vla_gym.suite import Entry, SimulatorInfo, Suite, Task
 
 __all__ = ["app"]
 
@@ -125,14 +125,23 @@ def list_command(
 
     wanted = set(find_ids(pattern)) if pattern else None
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("id", "instruction", "simulator", "runs here"):
-        table.add_column(name, overflow="fold")
+    for name in ("id", "simulator", "here"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("instruction", overflow="fold")
+    ways: dict[str, str] = {}
     for suite in registration.list_suites():
         for task in suite.tasks.values():
-            if wanted is None or suite.id(task.name) in wanted:
-                simulator, status = _availability(suite, task)
-                table.add_row(suite.id(task.name), escape(task.instruction), simulator, status)
+            env_id = suite.id(task.name)
+            if wanted is None or env_id in wanted:
+                info, runs = _choose(suite, task)
+                status = "[green]yes[/]" if runs else "no"
+                table.add_row(env_id, info.name, status, escape(task.instruction))
+                if not runs:
+                    how = f"pip install 'vla-gym[{info.extra}]'"
+                    ways[info.name] = how if info.extra else f"vla-gym show {env_id} says how"
     console.print(table)
+    for simulator, how in ways.items():
+        console.print(f"to get {simulator}: {how}", highlight=False, markup=False)
 
 
 @app.command("show")
@@ -369,17 +378,15 @@ def _print_report(path: Path) -> None:
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def _availability(suite: Suite, task: Task) -> tuple[str, str]:
-    """Return the simulator that would run the task here, and yes or what is missing."""
+def _choose(suite: Suite, task: Task) -> tuple[SimulatorInfo, bool]:
+    """Return the simulator that would run the task here, else the last that could; and whether."""
     from vla_gym.env import find_obstacle
 
     able = [info for info in suite.simulators if info.tasks is None or task.name in info.tasks]
     for info in able:
         if find_obstacle(info) is None:
-            return info.name, "[green]yes[/]"
-    info = able[-1]
-    how = f"pip install 'vla-gym[{info.extra}]'" if info.extra else "no: `vla-gym show ID` says why"
-    return info.name, escape(how)
+            return info, True
+    return able[-1], False
 
 
 def _print_sheet(sheet: SpecSheet, instruction: str) -> None:
