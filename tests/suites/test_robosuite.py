@@ -315,8 +315,9 @@ def check_base_frame(task: str, robot: str) -> None:
             else:
                 moved = rotation_vector(read_rotation(after) @ read_rotation(before).T)
             share = moved[entry % 3] / np.linalg.norm(moved)
-            # Not 1: the arm lags behind its goal (IIWA in pairs: 0.83). A wrong frame gives 0, -1.
-            assert share > 0.8, (arm, entry, moved)
+            # Not 1: the arm lags behind its goal, and IIWA in pairs sinks a little on its way along
+            # x (0.71; all others over 0.9). A wrong frame gives 0 or -1.
+            assert share > 0.65, (arm, entry, moved)
     env.close()
 
 
