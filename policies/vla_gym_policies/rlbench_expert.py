@@ -9,22 +9,17 @@ from numpy.typing import NDArray
 
 from vla_gym import PolicySpec, SpecSheet
 from vla_gym.errors import ContractMismatch
+from vla_gym.twins.panda import rotation_vector
+from vla_gym.twins.rlbench.tasks import load_task
+from vla_gym.twins.rlbench.world import read_state
 
 __all__ = ["RLBenchExpert"]
-
-NEAR_M, NEAR_RAD = 0.004, 0.04
-"""A waypoint is reached within these."""
 
 PATIENCE = 25
 """Control steps without coming nearer after which a waypoint counts as reached as far as it can."""
 
 GRIPPER_STEPS = 7
 """To open or close fully: 0.04 m at 0.2 m/s are 4 steps, and the attaching one more."""
-
-SLOW = 0.3
-
-GAIN = 0.6
-"""Of the way that is left, per control step: the arm lags by about one."""
 
 
 class RLBenchExpert:
@@ -81,8 +76,6 @@ class _Run:
     """One episode: the waypoints left, and how the present one goes."""
 
     def __init__(self, task: str, scale: tuple[float, float]) -> None:
-        from vla_gym.twins.rlbench.tasks import load_task
-
         self._task = load_task(task)
         self._scale = scale
         self._plan: list[Any] | None = None
@@ -91,8 +84,6 @@ class _Run:
         self._least, self._stalled = np.inf, 0
 
     def act(self, state: NDArray[np.float64]) -> NDArray[np.float64]:
-        from vla_gym.twins.rlbench.world import read_state
-
         seen = read_state(state, self._task.bodies, self._task.joints)
         if self._plan is None:
             self._plan = list(self._task.plan(seen))
@@ -109,19 +100,14 @@ class _Run:
             action[6] = self._gripper
             return action
         goal = self._plan[0]
-        offset = goal.position - seen.tip.position
-        turn = _rotation_vector(goal.rotation @ seen.tip.rotation.T)
-        motion = np.concatenate([offset / self._scale[0], turn / self._scale[1]])
-        limit = SLOW if goal.slow else 1.0
-        motion *= GAIN
-        action[:6] = motion * min(1.0, limit / max(1e-9, float(np.abs(motion).max())))
-        left = float(np.linalg.norm(offset) + 0.1 * np.linalg.norm(turn))
+        action[:6] = goal.stride(seen.tip, self._scale)
+        turn = rotation_vector(goal.rotation @ seen.tip.rotation.T)
+        left = float(np.linalg.norm(goal.position - seen.tip.position) + 0.1 * np.linalg.norm(turn))
         if left < self._least - 5e-4:
             self._least, self._stalled = left, 0
         else:
             self._stalled += 1
-        near = np.linalg.norm(offset) < NEAR_M and np.linalg.norm(turn) < NEAR_RAD
-        if near or self._stalled > PATIENCE:
+        if goal.is_near(seen.tip) or self._stalled > PATIENCE:
             self._wait = max(1, goal.hold)
             if goal.then_open is not None:
                 self._gripper = 1.0 if goal.then_open else -1.0
@@ -133,9 +119,3 @@ class _Run:
         self._least, self._stalled = np.inf, 0
         if self._plan and self._plan[0].open is not None:
             self._gripper = 1.0 if self._plan[0].open else -1.0
-
-
-def _rotation_vector(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    from vla_gym.twins.panda import rotation_vector
-
-    return rotation_vector(matrix)

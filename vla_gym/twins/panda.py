@@ -29,8 +29,6 @@ __all__ = [
     "Panda",
     "Pose",
     "add_panda",
-    "matrix_to_quat",
-    "quat_to_matrix",
     "rotation_vector",
     "vector_to_matrix",
 ]
@@ -478,24 +476,3 @@ def vector_to_matrix(vector: NDArray[np.float64]) -> NDArray[np.float64]:
     x, y, z = vector / angle
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-
-
-def quat_to_matrix(quat_xyzw: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rotation matrix of a unit quaternion x, y, z, w."""
-    x, y, z, w = quat_xyzw
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-
-
-def matrix_to_quat(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the unit quaternion x, y, z, w of a rotation matrix, w >= 0."""
-    vector = rotation_vector(matrix)
-    angle = float(np.linalg.norm(vector))
-    if angle < 1e-12:
-        return np.array([0.0, 0.0, 0.0, 1.0])
-    return np.append(vector / angle * np.sin(angle / 2), np.cos(angle / 2))

@@ -24,6 +24,7 @@ __all__ = [
     "TASK_CENTRE_M",
     "TIMESTEP_S",
     "SceneBuilder",
+    "quat_wxyz",
 ]
 
 TIMESTEP_S = 0.005
@@ -354,10 +355,11 @@ class SceneBuilder:
         right = np.cross(up, back)
         right /= np.linalg.norm(right)
         axes = np.stack([right, np.cross(back, right), back], axis=1)
-        body.add_camera(name=name, pos=position, quat=_quat_wxyz(axes), fovy=fov)
+        body.add_camera(name=name, pos=position, quat=quat_wxyz(axes), fovy=fov)
 
 
-def _quat_wxyz(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def quat_wxyz(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the quaternion of a rotation matrix in MuJoCo's order, w first."""
     mujoco = require("mujoco", "rlbench-twin", "the RLBench twin")
     quat = np.zeros(4)
     mujoco.mju_mat2Quat(quat, matrix.ravel())

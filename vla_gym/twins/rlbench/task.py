@@ -34,6 +34,16 @@ BASE = "task"
 """Body of a task whose parts are placed as one."""
 
 
+NEAR_M, NEAR_RAD = 0.004, 0.04
+"""A waypoint is reached within these."""
+
+GAIN = 0.6
+"""Of the way that is left, per control step: the arm lags by about one."""
+
+SLOW = 0.3
+"""Largest entry of a slow stride."""
+
+
 @dataclass(frozen=True)
 class Waypoint:
     """A pose for the tip to go to, and what the gripper does when it is there.
@@ -43,7 +53,7 @@ class Waypoint:
         rotation: tip to world.
         open: the gripper on the way there; None leaves it as it is.
         then_open: what the gripper does after arriving; None leaves it.
-        slow: whether to move at a quarter of the speed, where precision or force matters.
+        slow: whether to move at `SLOW` of the speed, where precision or force matters.
         hold: control steps to stay after arriving.
     """
 
@@ -54,6 +64,25 @@ class Waypoint:
     slow: bool = False
     hold: int = 0
 
+    def is_near(self, tip: Pose) -> bool:
+        """Return whether the tip has come close enough."""
+        turn = rotation_vector(self.rotation @ tip.rotation.T)
+        way = np.linalg.norm(self.position - tip.position)
+        return bool(way < NEAR_M and np.linalg.norm(turn) < NEAR_RAD)
+
+    def stride(self, tip: Pose, scale: tuple[float, float]) -> NDArray[np.float64]:
+        """Return the six motion entries of `ee_delta` for one control step towards the waypoint.
+
+        Args:
+            tip: where it is.
+            scale: what +1 means [m], [rad].
+        """
+        turn = rotation_vector(self.rotation @ tip.rotation.T)
+        motion = np.concatenate([(self.position - tip.position) / scale[0], turn / scale[1]])
+        motion *= GAIN
+        limit = SLOW if self.slow else 1.0
+        return motion * min(1.0, limit / max(1e-9, float(np.abs(motion).max())))
+
 
 class TwinTask:
     """One task. Subclasses say what is in the scene; an object of it plays one simulator.
@@ -61,12 +90,10 @@ class TwinTask:
     Class attributes:
         bodies: names whose poses the privileged state holds, at most `MAX_BODIES`.
         joints: names of its hinges and slides in the state, at most `MAX_JOINTS`.
-        yaw: largest turn of the whole task to either side at a reset [rad], None if it is static.
     """
 
     bodies: ClassVar[tuple[str, ...]] = ()
     joints: ClassVar[tuple[str, ...]] = ()
-    yaw: ClassVar[float | None] = np.pi
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
@@ -135,7 +162,7 @@ def top_grasp(yaw: float) -> NDArray[np.float64]:
 def look_along(direction: NDArray[np.float64], fingers: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the rotation of a tip that points along `direction` and opens along `fingers`.
 
-    The fingers' direction is made perpendicular; of the two senses the one nearer to +y is taken.
+    The fingers' direction is made perpendicular to the other.
     """
     z = np.asarray(direction, dtype=np.float64) / np.linalg.norm(direction)
     y = np.asarray(fingers, dtype=np.float64)
@@ -179,11 +206,6 @@ def on_stage(world: World, *bodies: str) -> bool:
     return bool(seen.all() and there.all())
 
 
-STRIDE_M, STRIDE_RAD, SLOW_STRIDE = POSITION_M, ROTATION_RAD, 0.3
-NEAR_M, NEAR_RAD, GAIN = 0.004, 0.04, 0.6
-"""How `solvable` follows a plan: as `rlbench-expert` does. With other strides the arm would come to
-the same place with its elbow elsewhere."""
-
 REACH_ERROR = 5e-3
 """Metres plus radians by which a pose may be missed."""
 
@@ -196,8 +218,9 @@ elbow stays bent: the arm is at full stretch, and may come back the wrong way, a
 def solvable(task: TwinTask, world: World, variation: int) -> bool:
     """Return whether the arm can follow the task's plan, in straight lines, from how it stands now.
 
-    For `place`: draw until this is true, then every episode has a solution. Looks at the arm's
-    joints alone, not at what may be in the way.
+    For `place`: draw until this is true, then every episode has a solution. It takes the strides of
+    `rlbench-expert`: with others the arm would come to the same place with its elbow elsewhere. It
+    looks at the arm's joints alone, not at what may be in the way.
     """
     world.forward()
     robot = world.robot
@@ -210,17 +233,11 @@ def solvable(task: TwinTask, world: World, variation: int) -> bool:
     )
     joints, here = robot.joints.copy(), seen.tip
     for waypoint in task.plan(seen):
-        limit = SLOW_STRIDE if waypoint.slow else 1.0
-        while True:
-            way = waypoint.position - here.position
-            turn = rotation_vector(waypoint.rotation @ here.rotation.T)
-            if np.linalg.norm(way) < NEAR_M and np.linalg.norm(turn) < NEAR_RAD:
-                break
-            motion = GAIN * np.concatenate([way / STRIDE_M, turn / STRIDE_RAD])
-            motion *= min(1.0, limit / np.abs(motion).max())
+        while not waypoint.is_near(here):
+            motion = waypoint.stride(here, (POSITION_M, ROTATION_RAD))
             here = Pose(
-                here.position + STRIDE_M * motion[:3],
-                vector_to_matrix(STRIDE_RAD * motion[3:]) @ here.rotation,
+                here.position + POSITION_M * motion[:3],
+                vector_to_matrix(ROTATION_RAD * motion[3:]) @ here.rotation,
             )
             joints, error = robot.solve(here, joints)
             spare = np.minimum(joints - robot.low, robot.high - joints).min()

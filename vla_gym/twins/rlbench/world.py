@@ -10,14 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from vla_gym.deps import require
 from vla_gym.errors import InvalidOption
+from vla_gym.suites.rlbench import matrix_from_quaternion
 from vla_gym.suites.rlbench_twin import MAX_BODIES, MAX_JOINTS, TWIN_STATE_DIM
-from vla_gym.twins.panda import Panda, Pose, quat_to_matrix
-from vla_gym.twins.rlbench.scene import MOUNT
+from vla_gym.twins.panda import FINGER_JOINTS, Panda, Pose
+from vla_gym.twins.rlbench.scene import MOUNT, quat_wxyz
 
 __all__ = ["Snapshot", "World", "read_state", "yaw_matrix"]
-
-RELEASE_OPENING = 0.05
-"""By which the fingers must have been asked to open before an object is let go."""
 
 
 class Snapshot(NamedTuple):
@@ -55,6 +53,7 @@ class World:
             name: (model.body(name).id, model.equality(f"{name}_grasp").id) for name in graspable
         }
         self._hand = model.body("panda_hand").id
+        self._finger_dofs = np.array([model.joint(name).dofadr[0] for name in FINGER_JOINTS])
         self._hand_sensor = model.geom("grasp_sensor").id
         self._held: str | None = None
         self._fromto = np.zeros(6)
@@ -86,8 +85,7 @@ class World:
             rotation: rotation matrix, shape (3, 3), or None.
         """
         matrix = yaw_matrix(yaw) if rotation is None else np.asarray(rotation)
-        quat = np.zeros(4)
-        self._mujoco.mju_mat2Quat(quat, matrix.ravel())
+        quat = quat_wxyz(matrix)
         index = self.model.body(body).id
         if (
             self.model.body_jntnum[index]
@@ -100,11 +98,6 @@ class World:
         else:
             self.model.body_pos[index] = position
             self.model.body_quat[index] = quat
-
-    def hide(self, body: str) -> None:
-        """Take a free body out of the scene: far below the floor's edge, where nothing sees it."""
-        index = self.model.body(body).id
-        self.place(body, (8.0 + 0.5 * index, 8.0, 0.05 + 0.0 * index))
 
     def paint(self, item: str, rgb: ArrayLike) -> None:
         """Give all visible geoms of a body, or the one geom of that name, a colour."""
@@ -167,20 +160,13 @@ class World:
                 self._attach(name, body, weld)
                 return
 
-    @property
-    def _finger_dofs(self) -> NDArray[np.int64]:
-        names = ("panda_finger_joint1", "panda_finger_joint2")
-        return np.array([self.model.joint(name).dofadr[0] for name in names])
-
     def _attach(self, name: str, body: int, weld: int) -> None:
         data = self.data
         hand = data.xmat[self._hand].reshape(3, 3)
         offset = hand.T @ (data.xpos[body] - data.xpos[self._hand])
         turn = hand.T @ data.xmat[body].reshape(3, 3)
-        quat = np.zeros(4)
-        self._mujoco.mju_mat2Quat(quat, turn.ravel())
         # anchor (in the object), position and quaternion of the object in the hand, torque scale
-        self.model.eq_data[weld] = np.concatenate([np.zeros(3), offset, quat, [1.0]])
+        self.model.eq_data[weld] = np.concatenate([np.zeros(3), offset, quat_wxyz(turn), [1.0]])
         data.eq_active[weld] = 1
         self._held = name
 
@@ -211,7 +197,7 @@ class World:
         robot, data = self.robot, self.data
         state[:7], state[7:14], state[14] = robot.joints, robot.velocities, robot.opening
         tip = robot.tip
-        state[15:18], state[18:22] = tip.position, _to_quat_xyzw(tip.rotation)
+        state[15:18], state[18:22] = tip.position, quat_wxyz(tip.rotation)[[1, 2, 3, 0]]
         state[22] = variation
         for slot, name in enumerate(bodies):
             index = self.model.body(name).id
@@ -240,7 +226,7 @@ def read_state(
 
     def pose(start: int) -> Pose:
         quat = state[start + 3 : start + 7]
-        return Pose(state[start : start + 3].copy(), quat_to_matrix(quat))
+        return Pose(state[start : start + 3].copy(), matrix_from_quaternion(quat))
 
     return Snapshot(
         tip=pose(15),
@@ -255,10 +241,3 @@ def yaw_matrix(yaw: float) -> NDArray[np.float64]:
     """Return the rotation matrix of a turn about z [rad]."""
     cosine, sine = np.cos(yaw), np.sin(yaw)
     return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
-
-
-def _to_quat_xyzw(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    mujoco = require("mujoco", "rlbench-twin", "the RLBench twin")
-    quat = np.zeros(4)
-    mujoco.mju_mat2Quat(quat, matrix.ravel())
-    return quat[[1, 2, 3, 0]]

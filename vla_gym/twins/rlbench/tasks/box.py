@@ -105,7 +105,6 @@ class CloseBox(TwinTask):
 
     bodies = ("box", "lid")
     joints = ("lid_joint",)
-    yaw = YAW_RAD
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
@@ -143,7 +142,6 @@ class OpenBox(TwinTask):
 
     bodies = ("box", "lid")
     joints = ("lid_joint",)
-    yaw = YAW_RAD
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:

@@ -102,7 +102,6 @@ class OpenDrawer(TwinTask):
 
     bodies = ("chest", "bottom_drawer", "middle_drawer", "top_drawer")
     joints = ("bottom_joint", "middle_joint", "top_joint")
-    yaw = np.pi / 8
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
@@ -136,7 +135,6 @@ class CloseDrawer(TwinTask):
 
     bodies = OpenDrawer.bodies
     joints = OpenDrawer.joints
-    yaw = np.pi / 8
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
@@ -186,7 +184,6 @@ class PutItemInDrawer(TwinTask):
 
     bodies = (*OpenDrawer.bodies, "cube")
     joints = OpenDrawer.joints
-    yaw = np.pi / 8
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:

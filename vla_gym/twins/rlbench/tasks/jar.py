@@ -25,7 +25,6 @@ class CloseJar(TwinTask):
     """
 
     bodies = ("jar", "distractor", "lid")
-    yaw = YAW_RAD
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from vla_gym.suites.rlbench import BASE_POSITION_M
@@ -76,30 +78,42 @@ def press_switch(seen: Snapshot) -> list[Waypoint]:
     return [Waypoint(high, down[0].rotation, open=False), *down]
 
 
-class LampOn(TwinTask):
-    """A dark lamp with a button beside it, which lights it.
-
-    Geometry: a lamp 0.46 m high; a button of 0.033 m on a base of 0.035 m, 0.23 m from its foot.
-    Success: the button is pressed by more than 0.003 m.
-    """
+class _Lamp(TwinTask):
+    """A lamp with a button beside it. Success: the button is pressed by more than 0.003 m."""
 
     bodies = ("lamp", "switch")
     joints = ("switch_joint",)
+    lights: ClassVar[bool]
+    """Whether the button lights the lamp; else it puts it out."""
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
         build_lamp(scene)
 
     def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
-        shine(world, False)
+        shine(world, not self.lights)
         draw_lamp(self, world, rng, variation)
 
     def observe(self, world: World) -> None:
         if self.succeeded(world):
-            shine(world, True)
+            shine(world, self.lights)
 
     def succeeded(self, world: World) -> bool:
         return world.joint("switch_joint") > PRESSED_M
+
+    @classmethod
+    def plan(cls, seen: Snapshot) -> list[Waypoint]:
+        return press_switch(seen)
+
+
+class LampOn(_Lamp):
+    """A dark lamp with a button beside it, which lights it.
+
+    Geometry: a lamp 0.46 m high; a button of 0.033 m on a base of 0.035 m, 0.23 m from its foot.
+    Success: the button is pressed by more than 0.003 m.
+    """
+
+    lights = True
 
     @classmethod
     def wordings(cls, variation: int) -> tuple[str, ...]:
@@ -111,31 +125,11 @@ class LampOn(TwinTask):
             "give us some light with the lamp",
         )
 
-    @classmethod
-    def plan(cls, seen: Snapshot) -> list[Waypoint]:
-        return press_switch(seen)
 
-
-class LampOff(TwinTask):
+class LampOff(_Lamp):
     """A shining lamp with a button beside it. Success: the button is pressed, as in `LampOn`."""
 
-    bodies = ("lamp", "switch")
-    joints = ("switch_joint",)
-
-    @classmethod
-    def build(cls, scene: SceneBuilder) -> None:
-        build_lamp(scene)
-
-    def place(self, world: World, rng: np.random.Generator, variation: int) -> None:
-        shine(world, True)
-        draw_lamp(self, world, rng, variation)
-
-    def observe(self, world: World) -> None:
-        if self.succeeded(world):
-            shine(world, False)
-
-    def succeeded(self, world: World) -> bool:
-        return world.joint("switch_joint") > PRESSED_M
+    lights = False
 
     @classmethod
     def wordings(cls, variation: int) -> tuple[str, ...]:
@@ -146,7 +140,3 @@ class LampOff(TwinTask):
             "push the button beside the lamp so that its light goes out",
             "stop the lamp from shining",
         )
-
-    @classmethod
-    def plan(cls, seen: Snapshot) -> list[Waypoint]:
-        return press_switch(seen)

@@ -90,7 +90,6 @@ class LiftNumberedBlock(TwinTask):
     """
 
     bodies = ("block1", "block2", "block3")
-    yaw = None
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:

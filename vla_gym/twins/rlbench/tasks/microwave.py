@@ -44,7 +44,6 @@ class CloseMicrowave(TwinTask):
 
     bodies = ("microwave", "door")
     joints = ("door_joint",)
-    yaw = YAW_RAD
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:

@@ -17,7 +17,6 @@ class ReachTarget(TwinTask):
     """
 
     bodies = ("target", "distractor0", "distractor1")
-    yaw = None
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:

@@ -32,7 +32,6 @@ class PressSwitch(TwinTask):
 
     bodies = ("wall", "rocker")
     joints = ("rocker_joint",)
-    yaw = YAW_RAD
 
     @classmethod
     def build(cls, scene: SceneBuilder) -> None:
