@@ -113,7 +113,7 @@ def main() -> int:
     print(f"{arguments.warm_up} warm-up and {arguments.blocks} blocks of {BLOCK} steps, in turns")
     results, good = {}, True
     for name, (suite, task, keywords) in CASES.items():
-        obstacle = find_obstacle(get_suite(suite).simulators[0])
+        obstacle = find_obstacle(get_suite(suite), get_suite(suite).simulators[0])
         if obstacle is not None:
             print(f"{name}: left out, {obstacle}")
             continue

@@ -13,7 +13,7 @@ from vla_gym.errors import DependencyNotInstalled
 
 LAYERS = (
     ("_version", "errors", "worker_main"),
-    ("deps", "suite"),
+    ("deps", "suite", "rotations"),
     ("rendering", "embedding", "worker"),
     ("instruction",),
     ("contract",),
@@ -42,6 +42,7 @@ PUBLIC = {
     "vla_gym.instruction",
     "vla_gym.policy",
     "vla_gym.registration",
+    "vla_gym.rotations",
     "vla_gym.twins.panda",
     "vla_gym.twins.rlbench.tasks",
     "vla_gym.twins.rlbench.world",

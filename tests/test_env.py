@@ -38,6 +38,9 @@ ABOVE_HOME = np.array([0.0, 0.0, 0.43])
 """Goal 0.13 m above home: going up by 0.05 m a step, it is within 0.05 m after steps 2 and 3."""
 
 
+BOTH = ("primary", "wrist")
+
+
 def make(task="Reach", **keywords):
     """Return the bare env: no wrapper of Gymnasium answers in its place."""
     return gym.make(f"VLA/Toy-{task}-v0", **{"cameras": (), **keywords}).unwrapped
@@ -501,6 +504,35 @@ def test_paraphrase_draws_every_wording_and_leaves_the_simulators_draws_alone():
 def test_without_cameras_there_are_no_pictures():
     env = make(cameras=())
     assert set(env.observation_space) == set(env.reset(seed=0)[0]) == {"proprio", "instruction"}
+
+
+def test_each_camera_may_have_a_size_of_its_own():
+    env = make(cameras=BOTH, image_size={"primary": 20, "wrist": 8})
+    observation, _ = env.reset(seed=0)
+    assert observation["rgb_primary"].shape == (20, 20, 3)
+    assert observation["rgb_wrist"].shape == (8, 8, 3)
+    assert observation in env.observation_space
+    assert env.spec_sheet.image_size == env.spec_sheet.images == {"primary": 20, "wrist": 8}
+    same = make(cameras=BOTH, image_size={"primary": 20, "wrist": 20}).spec_sheet
+    assert same == make(cameras=BOTH, image_size=20).spec_sheet
+    assert same.image_size == 20
+    assert same.images == {"primary": 20, "wrist": 20}
+    whole, _ = make(cameras=BOTH, image_size=20).reset(seed=0)
+    np.testing.assert_array_equal(whole["rgb_primary"], observation["rgb_primary"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ({"primary": 20}, "must name the cameras that are observed"),
+        ({"primary": 20, "wrist": 8, "left": 8}, "must name the cameras that are observed"),
+        ({"primary": 20, "wrist": 0}, r"image_size\['wrist'\]=0 .* must be in"),
+        ({"primary": 20, "wrist": 8.0}, r"image_size\['wrist'\]=8.0 .* whole number"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_cameras_are_refused(sizes, text):
+    with pytest.raises(InvalidOption, match=text):
+        make(cameras=BOTH, image_size=sizes)
 
 
 def test_one_camera_may_be_given_as_a_string():

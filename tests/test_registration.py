@@ -15,9 +15,19 @@ from gymnasium.error import DependencyNotInstalled, DeprecatedEnv, NameNotFound,
 import vla_gym
 from vla_gym import registration
 from vla_gym.contract import EEF_PROPRIO, ee_delta_entries
-from vla_gym.errors import StandInWarning, UnknownName
+from vla_gym.errors import InvalidOption, ResetNeeded, StandInWarning, UnknownName
 from vla_gym.registration import get_suite, get_task, list_ids, list_suites
-from vla_gym.suite import ActionMode, Camera, Entry, Frame, Layout, SimulatorInfo, Suite, Task
+from vla_gym.suite import (
+    ActionMode,
+    Camera,
+    Entry,
+    Frame,
+    Keyword,
+    Layout,
+    SimulatorInfo,
+    Suite,
+    Task,
+)
 
 HEAVY = (
     "torch",
@@ -75,8 +85,7 @@ class LampSimulator:
         self.closed += 1
 
     def frame(self, reward):
-        size = self.setup.image_size
-        images = {name: self.render(name, size, size) for name in self.setup.cameras}
+        images = {n: self.render(n, size, size) for n, size in self.setup.images.items()}
         state = np.array([self.on, self.brightness]) if self.setup.state else None
         return Frame(images, np.zeros(10), state, reward, self.on)
 
@@ -287,7 +296,7 @@ def test_a_simulator_that_lacks_a_task_is_passed_over_and_says_so_when_asked_for
 
 
 def test_all_obstacles_are_told_where_no_simulator_can_run(register):
-    blocked = SimulatorInfo("blocked", "nowhere:Lamp", find_obstacle=lambda: "first plug it in")
+    blocked = SimulatorInfo("blocked", "nowhere:Lamp", find_obstacle=lambda _: "first plug it in")
     away = SimulatorInfo("away", "nowhere:Lamp", ("no_such_lamp",), "robosuite")
     register(dataclasses.replace(LAMP, simulators=(blocked, away)))
     with pytest.raises(DependencyNotInstalled) as caught:
@@ -296,9 +305,88 @@ def test_all_obstacles_are_told_where_no_simulator_can_run(register):
         "VLA/Lamp-TurnOn-v0 cannot run here: first plug it in; the simulator 'away' needs the "
         "package 'no_such_lamp', which is not installed. Run: pip install 'vla-gym[robosuite]'"
     )
-    clear = SimulatorInfo("clear", f"{__name__}:LampSimulator", find_obstacle=lambda: None)
+    clear = SimulatorInfo("clear", f"{__name__}:LampSimulator", find_obstacle=lambda _: None)
     register(dataclasses.replace(LAMP, simulators=(clear,)))
     assert gym.make("VLA/Lamp-TurnOn-v0").unwrapped.spec_sheet.simulator == "clear"
+
+
+def test_an_obstacle_may_depend_on_the_suites_keywords(register):
+    clear = SimulatorInfo(
+        "clear",
+        f"{__name__}:LampSimulator",
+        find_obstacle=lambda keywords: None if keywords["socket"] else "set socket=...",
+    )
+    keywords = {"socket": Keyword(None, None, "where to plug it in")}
+    register(dataclasses.replace(LAMP, simulators=(clear,), keywords=keywords))
+    with pytest.raises(DependencyNotInstalled, match=r"set socket=\.\.\."):
+        gym.make("VLA/Lamp-TurnOn-v0")
+    sheet = gym.make("VLA/Lamp-TurnOn-v0", socket="/wall").unwrapped.spec_sheet
+    assert sheet.keywords == {"socket": "/wall"}
+    with pytest.raises(InvalidOption, match=r"socket=3 of .* must be a text or None"):
+        gym.make("VLA/Lamp-TurnOn-v0", socket=3)
+
+
+class LampSeries(LampSimulator):
+    """Asks for on, then off, then on; gives 2 steps for each."""
+
+    wordings = (("turn it on", "light", "shine"), ("turn it off", "dark", "dim"))
+
+    def reset(self, seed, options):
+        self.done, self.steps = 0, 0
+        return super().reset(seed, options)
+
+    def step(self, action):
+        wanted = self.done % 2 == 0
+        super().step(action)
+        self.steps += 1
+        if self.on == wanted:
+            self.done, self.steps = self.done + 1, 0
+        return self.frame(0.0)
+
+    def frame(self, reward):
+        frame = super().frame(reward)
+        return frame._replace(
+            success=self.done == 3,
+            instructions=self.wordings[self.done % 2],
+            truncated=self.steps == 2,
+        )
+
+
+def test_a_suite_may_change_the_command_and_cut_an_episode_short(register):
+    info = SimulatorInfo("lamp", f"{__name__}:LampSeries")
+    register(dataclasses.replace(LAMP, simulators=(info,)))
+    on, off = np.ones(7, np.float32), -np.ones(7, np.float32)
+    env = gym.make("VLA/Lamp-TurnOn-v0", cameras=())
+    first, _ = env.reset(seed=0)
+    assert first["instruction"] == "turn it on"
+    commands, ends = zip(*[env.step(a)[0::2][:2] for a in (on, off, on)], strict=True)
+    assert [seen["instruction"] for seen in commands] == [
+        "turn it off",
+        "turn it on",
+        "turn it off",
+    ]
+    assert ends == (False, False, True)
+    env.reset(seed=0)
+    assert env.step(off)[2:4] == (False, False)
+    assert env.step(off)[2:4] == (False, True)
+    with pytest.raises(ResetNeeded, match="the suite's own time limit"):
+        env.unwrapped.step(off)
+
+
+def test_a_paraphrase_is_drawn_once_for_each_command(register):
+    info = SimulatorInfo("lamp", f"{__name__}:LampSeries")
+    register(dataclasses.replace(LAMP, simulators=(info,)))
+    env = gym.make("VLA/Lamp-TurnOn-v0", cameras=(), paraphrase=True).unwrapped
+    seen = set()
+    for seed in range(30):
+        observation, info = env.reset(seed=seed)
+        assert observation["instruction"] == info["instruction"] in LampSeries.wordings[0]
+        kept = env.step(-np.ones(7))[0]["instruction"]
+        assert kept == observation["instruction"]
+        changed = env.step(np.ones(7))[0]["instruction"]
+        assert changed in LampSeries.wordings[1]
+        seen |= {kept, changed}
+    assert seen == {wording for wordings in LampSeries.wordings for wording in wordings}
 
 
 def test_a_stand_in_warns_once_and_not_at_all_when_it_is_asked_for(register, recwarn):

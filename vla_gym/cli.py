@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,7 @@ from vla_gym.errors import InvalidOption
 if TYPE_CHECKING:
     from vla_gym.contract import SpecSheet
     from vla_gym.evaluation.evaluate import PolicySource
+    from vla_gym.evaluation.metrics import ChainSummary, Summary
     from vla_gym.evaluation.records import Record
     from vla_gym.suite import Entry, SimulatorInfo, Suite, Task
 
@@ -345,14 +346,28 @@ class _Progress:
 
 
 def _finish(records: Iterable[Record], out: Path, title: str | None) -> None:
-    from vla_gym.evaluation.metrics import summarize
-    from vla_gym.evaluation.report import format_interval, format_number, format_rate, write_report
+    from vla_gym.evaluation.metrics import summarize, summarize_chains
+    from vla_gym.evaluation.report import write_report
+
+    records = list(records)
+    chains = summarize_chains(records)
+    chain_ids = {s.id for s in chains}
+    if summaries := [s for s in summarize(records) if s.id not in chain_ids]:
+        _print_summaries(summaries)
+    if chains:
+        settings = {(r.policy, r.id): r.protocol for r in records}
+        _print_chains(chains, settings)
+    _print_report(write_report([out], title=title))
+
+
+def _print_summaries(summaries: Sequence[Summary]) -> None:
+    from vla_gym.evaluation.report import format_interval, format_number, format_rate
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("policy", overflow="fold")
     for name in ("success", "95 %", "n", "return", "steps", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    summaries, last = summarize(records), None
+    last = None
     if any(s.crashed for s in summaries):
         table.add_column("crashed", justify="right", style="red")
     for s in summaries:
@@ -371,7 +386,52 @@ def _finish(records: Iterable[Record], out: Path, title: str | None) -> None:
         )
     console.print(table)
     console.print("success at any step; Wilson 95 % intervals; the same seeds for every policy")
-    _print_report(write_report([out], title=title))
+
+
+def _print_chains(
+    chains: Sequence[ChainSummary], protocols: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> None:
+    """Print one table per task and setting, narrow enough for 80 columns."""
+    from vla_gym.evaluation.report import describe_setting
+
+    groups: dict[tuple[str, str], list[ChainSummary]] = {}
+    for s in chains:
+        setting = describe_setting(protocols[s.policy, s.id])
+        groups.setdefault((s.id.removeprefix("VLA/"), setting), []).append(s)
+    for (name, setting), group in groups.items():
+        console.print(f"[bold]{name}[/]: {escape(setting)}", highlight=False)
+        console.print(_chain_table(group))
+    console.print(
+        "SR_k: share of chains with at least k instructions followed in a row; their sum is the "
+        "average length; below, bootstrap 95 % intervals over chains; the same chains for every "
+        "policy"
+    )
+
+
+def _chain_table(chains: Sequence[ChainSummary]) -> Table:
+    from vla_gym.evaluation.metrics import CHAIN_TASKS
+    from vla_gym.evaluation.report import format_interval, format_number, format_range, format_rate
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("policy", overflow="fold")
+    for name in ("n", *(f"SR_{k}" for k in range(1, CHAIN_TASKS + 1)), "length"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if any(s.crashed for s in chains):
+        table.add_column("crashed", justify="right", style="red")
+    for s in chains:
+        rates = s.rates or (None,) * CHAIN_TASKS
+        intervals = s.rate_intervals or (None,) * CHAIN_TASKS
+        table.add_row(
+            f"  {escape(s.policy)}",
+            str(s.n),
+            *(
+                f"[bold]{format_rate(rate)}[/]\n{format_interval(interval).removesuffix(' %')}"
+                for rate, interval in zip(rates, intervals, strict=True)
+            ),
+            f"[bold]{format_number(s.mean_length, 2)}[/]\n{format_range(s.length_interval, 2)}",
+            *([str(s.crashed)] if s.crashed else []),
+        )
+    return table
 
 
 def _print_report(path: Path) -> None:
@@ -384,7 +444,7 @@ def _choose(suite: Suite, task: Task) -> tuple[SimulatorInfo, bool]:
 
     able = [info for info in suite.simulators if info.tasks is None or task.name in info.tasks]
     for info in able:
-        if find_obstacle(info) is None:
+        if find_obstacle(suite, info) is None:
             return info, True
     return able[-1], False
 

@@ -66,9 +66,9 @@ def check_contract(env: gym.Env[Any, Any], *, seed: int = 0, steps: int = 8) -> 
 def _check_spaces(env: Any, seed: int, steps: int) -> Iterator[str]:
     del seed, steps
     sheet: SpecSheet = env.spec_sheet
-    shape = (sheet.image_size, sheet.image_size, 3)
     wanted: dict[str, spaces.Space[Any]] = {
-        f"rgb_{camera}": spaces.Box(0, 255, shape, np.uint8) for camera in sheet.cameras
+        f"rgb_{camera}": spaces.Box(0, 255, (size, size, 3), np.uint8)
+        for camera, size in sheet.images.items()
     }
     wanted["proprio"] = spaces.Box(-np.inf, np.inf, (len(sheet.proprio),), np.float32)
     wanted["instruction"] = instruction_space(sheet.instruction)

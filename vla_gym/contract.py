@@ -25,6 +25,7 @@ every suite. Values outside [-1, 1] are clipped; NaN, inf and wrong shapes raise
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,20 +129,26 @@ def prefix_entries(prefix: str, entries: tuple[Entry, ...]) -> tuple[Entry, ...]
 
 
 def observation_space(
-    cameras: tuple[str, ...],
-    image_size: int,
+    images: Mapping[str, int],
     proprio: tuple[Entry, ...],
     instruction: str,
     state_dim: int | None,
 ) -> spaces.Dict:
-    """Return the observation space; `state_dim` None leaves `state` out."""
+    """Return the observation space.
+
+    Args:
+        images: camera -> height and width of its picture [pixels].
+        proprio: entries of `proprio`.
+        instruction: `"text"`, `"embedding"` or `"bytes"`.
+        state_dim: length of `state`; None leaves it out.
+    """
     from gymnasium import spaces
 
     from vla_gym.instruction import instruction_space
 
-    shape = (image_size, image_size, 3)
     keys: dict[str, spaces.Space] = {
-        f"rgb_{camera}": spaces.Box(0, 255, shape, np.uint8) for camera in cameras
+        f"rgb_{camera}": spaces.Box(0, 255, (size, size, 3), np.uint8)
+        for camera, size in images.items()
     }
     keys["proprio"] = spaces.Box(-np.inf, np.inf, (len(proprio),), np.float32)
     keys["instruction"] = instruction_space(instruction)
@@ -199,7 +206,7 @@ class SpecSheet:
         proprio_form, proprio: the form and its entries in order.
         cameras: contract name -> camera, of those observed.
         all_cameras: names of every camera that can be asked for.
-        image_size: height and width of the images [pixels].
+        image_size: height and width of the images [pixels]; camera -> size where they differ.
         instruction: `"text"`, `"embedding"` or `"bytes"`.
         state_dim: length of `state`, None where it is not observed.
         control_hz: control steps per second.
@@ -208,7 +215,7 @@ class SpecSheet:
         reward: which reward, with its version.
         terminate_on_success: whether success ends the episode.
         render_quality: `"exact"` or `"fast"`.
-        keywords: the suite's own keywords.
+        keywords: the suite's own keywords, those on which an episode may depend.
         gripper: `"+1 opens"` in every action mode but `native`, which has the suite's own sign.
         rotation: form of the rotation entries of the action.
     """
@@ -224,7 +231,7 @@ class SpecSheet:
     proprio: tuple[Entry, ...]
     cameras: dict[str, Camera]
     all_cameras: tuple[str, ...]
-    image_size: int
+    image_size: int | dict[str, int]
     instruction: str
     state_dim: int | None
     control_hz: float
@@ -236,6 +243,12 @@ class SpecSheet:
     keywords: dict[str, Any]
     gripper: str
     rotation: str
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Height and width of each camera's picture [pixels]."""
+        size = self.image_size
+        return dict(size) if isinstance(size, dict) else dict.fromkeys(self.cameras, size)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sheet as plain dicts, lists, strings and numbers, ready for JSON."""

@@ -56,7 +56,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         suite: name of a registered suite, for example `"MetaWorld"`.
         task: name of one of its tasks, for example `"DrawerOpen"`.
         cameras: names of the cameras to observe; `()` renders nothing.
-        image_size: height and width of the images [pixels].
+        image_size: height and width of the images [pixels], or camera -> size.
         state: whether to observe the simulator's privileged state (float64).
         action_mode: `"ee_delta"`, `"native"` or a further mode of the suite.
         instruction: `"text"`, `"embedding"` (float32 (384,)) or `"bytes"` (uint8 (256,)).
@@ -95,7 +95,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         task: str,
         *,
         cameras: Sequence[str] = ("primary", "wrist"),
-        image_size: int = 128,
+        image_size: int | Mapping[str, int] = 128,
         state: bool = False,
         action_mode: str = "ee_delta",
         instruction: str = "text",
@@ -114,14 +114,15 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
     ) -> None:
         self._simulator: Simulator | None = None  # first: close() must work after a failed __init__
         self._closed = False
-        self._episode = "none"  # -> "running" -> "terminated" or "crashed"
+        self._episode = "none"  # -> "running" -> "terminated", "truncated" or "crashed"
         self._actions = 0
 
         the_suite = registration.get_suite(suite)
         the_task = registration.get_task(the_suite, task)
         env_id = the_suite.id(the_task.name)
-        keywords = _check_keywords(the_suite, keywords, env_id)
-        self._info = choose_simulator(the_suite, the_task, simulator, python)
+        given, keywords = keywords, _check_keywords(the_suite, keywords, env_id)
+        self._info = choose_simulator(the_suite, the_task, simulator, python, keywords)
+        keywords.update((k, v) for k, v in self._info.defaults.items() if k not in given)
         layout = (self._info.layout or the_suite.layout)(the_task, keywords)
         if isinstance(cameras, str):
             cameras = (cameras,)
@@ -135,7 +136,8 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         _check_name("instruction form", instruction, INSTRUCTION_FORMS, env_id)
         _check_name("reward", reward, REWARDS, env_id)
         _check_name("render_quality", render_quality, RENDER_QUALITIES, env_id)
-        _check_size("image_size", image_size, env_id)
+        images = _read_sizes(image_size, cameras, env_id)
+        sizes = set(images.values()) or {0 if isinstance(image_size, Mapping) else int(image_size)}
         _check_size("render_size", render_size, env_id)
         _check_flag("state", state, env_id)
         _check_flag("paraphrase", paraphrase, env_id)
@@ -161,8 +163,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             task=the_task.name,
             native_task=the_task.native,
             action_mode=action_mode,
-            cameras=cameras,
-            image_size=int(image_size),
+            images=images,
             proprio=proprio,
             state=bool(state),
             render_quality=render_quality,
@@ -180,7 +181,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             proprio=layout.proprio[proprio],
             cameras={name: layout.cameras[name] for name in cameras},
             all_cameras=tuple(layout.cameras),
-            image_size=int(image_size),
+            image_size=images if len(sizes) > 1 else sizes.pop(),
             instruction=instruction,
             state_dim=layout.state_dim if state else None,
             control_hz=the_suite.control_hz,
@@ -189,13 +190,12 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             reward=the_suite.reward if reward == "native" else "1.0 while solved, else 0.0",
             terminate_on_success=bool(terminate_on_success),
             render_quality=render_quality,
-            keywords=keywords,
+            keywords={k: v for k, v in keywords.items() if the_suite.keywords[k].recorded},
             gripper="suite's own sign" if action_mode == "native" else "+1 opens",
             rotation="axis-angle" if action_mode == "ee_delta" else "suite's own",
         )
         self.observation_space = observation_space(
-            cameras,
-            int(image_size),
+            images,
             layout.proprio[proprio],
             instruction,
             self.spec_sheet.state_dim,
@@ -204,6 +204,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.render_mode = render_mode
         self._render_size = int(render_size)
         self.metadata = {**type(self).metadata, "render_fps": the_suite.control_hz}
+        self._wordings: tuple[str, ...] = ()  # of the command now in force
         self._language: tuple[str, NDArray[Any] | str] | None = None  # text and its encoding
         self._wordings_rng: np.random.Generator | None = None
 
@@ -237,14 +238,11 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._episode = "none"
         frame = self._start_episode(episode_seed, options)
         self._episode, self._actions = "running", 0
-        wordings = frame.instructions or (self._task.instruction, *self._task.paraphrases)
-        text = wordings[0]
-        if self._paraphrase:
-            text = wordings[int(self._wordings_rng.integers(len(wordings)))]
-        self._speak(text)
+        self._wordings = ()  # drawn anew, also where the command is the last episode's
+        self._speak(frame.instructions or (self._task.instruction, *self._task.paraphrases))
         info = self._make_info(frame)
         info["episode_seed"] = episode_seed
-        info["instructions"] = wordings
+        info["instructions"] = self._wordings
         return self._observe(frame), info
 
     def step(
@@ -256,8 +254,8 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             action: shape and meaning as `spec_sheet.action` says, each entry in [-1, 1].
 
         Returns:
-            observation, reward, terminated, truncated (here only in an action mode with a horizon
-            of its own: `gym.make` adds the task's time limit), info.
+            observation, reward, terminated, truncated (here only in an action mode or a suite with
+            a time limit of its own: `gym.make` adds the task's), info.
 
         Raises:
             InvalidAction: wrong shape or not finite; the simulator never sees it.
@@ -270,6 +268,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             why = {
                 "none": "no episode is running",
                 "terminated": "the episode has ended (terminated=True)",
+                "truncated": "the episode has ended (the suite's own time limit)",
                 "crashed": "the episode has ended (its simulator crashed)",
             }[self._episode]
             raise ResetNeeded(f"step() of {self.spec_sheet.id}: {why}; call reset() first")
@@ -281,14 +280,17 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
                 raise
             return self._end_crashed(error)
         if frame.instructions:
-            self._speak(frame.instructions[0])
+            self._speak(frame.instructions)
         reward = float(frame.success) if self._sparse else float(frame.reward)
         success_ends = frame.success and self.spec_sheet.terminate_on_success
         terminated = bool(frame.terminated or success_ends)
         if terminated:
             self._episode = "terminated"
+        elif frame.truncated:
+            self._episode = "truncated"
         self._actions += 1
-        truncated = self._mode.horizon is not None and self._actions >= self._mode.horizon
+        beyond = self._mode.horizon is not None and self._actions >= self._mode.horizon
+        truncated = bool(frame.truncated or beyond)
         return self._observe(frame), reward, terminated, truncated, self._make_info(frame)
 
     def render(self) -> NDArray[np.uint8] | None:
@@ -316,19 +318,21 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     @property
     def simulator_versions(self) -> dict[str, str]:
-        """Versions of Python, numpy and the simulator's packages, where the simulator runs.
+        """Versions of Python, numpy, the simulator's packages and sources, where it runs.
 
         With `python=...` this starts the simulator if it does not run yet: only its own
         interpreter knows.
         """
+        info = self._info
+        sources = {} if info.find_sources is None else info.find_sources(self._setup.keywords)
         if self._python is None:
-            return find_versions(self._info.distributions)
+            return {**find_versions(info.distributions), **sources}
         if self._simulator is None:
             if self._closed:
                 raise ClosedEnvironmentError(f"{self.spec_sheet.id} is closed; make a new one")
             self._simulator = self._open()
         assert isinstance(self._simulator, RemoteSimulator)
-        return dict(self._simulator.versions)
+        return {**self._simulator.versions, **sources}
 
     def close(self) -> None:
         """Free the simulator. Safe to call more than once."""
@@ -386,7 +390,15 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             with contextlib.suppress(Exception):  # it may be in any state
                 simulator.close()
 
-    def _speak(self, text: str) -> None:
+    def _speak(self, wordings: tuple[str, ...]) -> None:
+        """Give the command of these wordings, canonical first; the same ones change nothing."""
+        if wordings == self._wordings:
+            return
+        self._wordings = wordings
+        text = wordings[0]
+        if self._paraphrase:
+            assert self._wordings_rng is not None
+            text = wordings[int(self._wordings_rng.integers(len(wordings)))]
         if self._language is None or self._language[0] != text:
             self._language = (text, encode(text, self.spec_sheet.instruction))
 
@@ -394,7 +406,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         assert self._language is not None
         encoded = self._language[1]
         observation: Observation = {
-            f"rgb_{camera}": np.array(frame.images[camera]) for camera in self._setup.cameras
+            f"rgb_{camera}": np.array(frame.images[camera]) for camera in self._setup.images
         }
         observation["proprio"] = np.array(frame.proprio, dtype=np.float32)
         observation["instruction"] = encoded if isinstance(encoded, str) else encoded.copy()
@@ -431,6 +443,23 @@ def _check_size(name: str, value: object, where: str) -> None:
         raise InvalidOption(f"{name}={value} of {where} must be in [1, {MAX_IMAGE_SIZE}] pixels")
 
 
+def _read_sizes(
+    image_size: int | Mapping[str, int], cameras: tuple[str, ...], where: str
+) -> dict[str, int]:
+    """Return camera -> size, from one size for all or one for each."""
+    if not isinstance(image_size, Mapping):
+        _check_size("image_size", image_size, where)
+        return dict.fromkeys(cameras, int(image_size))
+    if set(image_size) != set(cameras):
+        raise InvalidOption(
+            f"image_size={dict(image_size)!r} of {where} must name the cameras that are observed, "
+            f"which are {cameras}, or be one number for all"
+        )
+    for camera in cameras:
+        _check_size(f"image_size[{camera!r}]", image_size[camera], where)
+    return {camera: int(image_size[camera]) for camera in cameras}
+
+
 def _check_timeout(value: Any, python: str | None, where: str) -> None:
     if value is None:
         return
@@ -457,17 +486,25 @@ def _check_keywords(suite: Suite, keywords: dict[str, Any], where: str) -> dict[
     for name, value in keywords.items():
         _check_name("keyword", name, suite.keywords, where)
         choices = suite.keywords[name].choices
-        if value not in choices:
+        if choices is None:
+            if value is not None and not isinstance(value, str):
+                raise InvalidOption(f"{name}={value!r} of {where} must be a text or None")
+        elif value not in choices:
             raise UnknownName(name, value, choices, where)
     return {name: keywords.get(name, word.default) for name, word in suite.keywords.items()}
 
 
 def choose_simulator(
-    suite: Suite, task: Task, asked: str = "auto", python: str | None = None
+    suite: Suite,
+    task: Task,
+    asked: str = "auto",
+    python: str | None = None,
+    keywords: Mapping[str, Any] | None = None,
 ) -> SimulatorInfo:
     """Return the simulator to use: `"auto"` takes the first of the suite that can run the task.
 
-    With another interpreter (`python`), what is installed in this one says nothing.
+    With another interpreter (`python`), what is installed in this one says nothing. `keywords` are
+    all of the suite's; None is their defaults.
 
     Raises:
         UnknownName: the suite has no simulator of that name.
@@ -486,7 +523,7 @@ def choose_simulator(
                 f"{len(suite.tasks)}; `vla-gym list '{suite.name}-*'` shows which)"
             )
             continue
-        obstacle = None if python is not None else find_obstacle(info)
+        obstacle = None if python is not None else find_obstacle(suite, info, keywords)
         if obstacle is None:
             if info.stand_in_for and asked == "auto":
                 _warn_of_stand_in(suite, info)
@@ -495,15 +532,27 @@ def choose_simulator(
     raise DependencyNotInstalled(f"{where} cannot run here: " + "; ".join(obstacles))
 
 
-def find_obstacle(info: SimulatorInfo) -> str | None:
-    """Return why a simulator cannot run in this process and what to do, or None where it can."""
+def find_obstacle(
+    suite: Suite, info: SimulatorInfo, keywords: Mapping[str, Any] | None = None
+) -> str | None:
+    """Return why a simulator cannot run in this process and what to do, or None where it can.
+
+    Args:
+        suite: whose simulator it is.
+        info: the simulator.
+        keywords: all of the suite's; None is their defaults.
+    """
     missing = find_missing(info.modules)
     if missing is not None:
         return (
             f"the simulator {info.name!r} needs the package {missing!r}, which is not installed. "
             f"Run: pip install 'vla-gym[{info.extra}]'"
         )
-    return None if info.find_obstacle is None else info.find_obstacle()
+    if info.find_obstacle is None:
+        return None
+    if keywords is None:
+        keywords = {name: word.default for name, word in suite.keywords.items()}
+    return info.find_obstacle(keywords)
 
 
 _warned: set[str] = set()

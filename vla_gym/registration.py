@@ -16,6 +16,7 @@ SUITE_MODULES = (
     "vla_gym.suites.metaworld",
     "vla_gym.suites.robosuite",
     "vla_gym.suites.rlbench",
+    "vla_gym.suites.calvin",
 )
 """A new benchmark is one module with a `SUITE`, and one line here."""
 

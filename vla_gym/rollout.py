@@ -36,6 +36,8 @@ class Episode:
         terminated, truncated: how it ended.
         instruction: the command at its start.
         simulator: what ran it.
+        chain_length: instructions followed in a row at its end, for an env that plays a chain of
+            them and reports `info["chain_length"]`; None for any other.
         frames: pictures of `env.render()`, the first before the first step and the last after the
             last one; empty unless asked for.
         frame_stride: control steps from one picture to the next.
@@ -54,6 +56,7 @@ class Episode:
     truncated: bool
     instruction: str
     simulator: str
+    chain_length: int | None = None
     frames: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False, compare=False)
     frame_stride: int = field(default=0, compare=False)
 
@@ -70,7 +73,8 @@ def run_episode(
     """Play one episode from `env.reset(seed=seed)` to its end.
 
     Its outcome is a function of env, policy, seed and options alone, whatever ran before: the
-    policy's `set_random_seed(seed)` is called first where it exists.
+    policy's `set_random_seed(seed)` is called first where it exists. In a chain of instructions the
+    policy starts anew (`episode_start`) with each of them, as CALVIN's protocol resets its models.
 
     Args:
         env: with a time limit, as `gym.make` makes it.
@@ -97,11 +101,12 @@ def run_episode(
     if film is not None:
         film.see(0)
     state, length, total, success = None, 0, 0.0, False
+    starts, chain_length = True, info.get("chain_length")
     terminated = truncated = False
     while not (terminated or truncated):
         started = time.perf_counter()
         actions, state = policy.predict(
-            add_batch_axis(observation), state, np.array([length == 0]), deterministic
+            add_batch_axis(observation), state, np.array([starts]), deterministic
         )
         acted = time.perf_counter()
         observation, reward, terminated, truncated, info = env.step(actions[0])
@@ -112,6 +117,8 @@ def run_episode(
         length += 1
         total += float(reward)
         success = success or bool(info["success"])
+        starts = info.get("chain_length") != chain_length
+        chain_length = info.get("chain_length")
         if film is not None:
             film.see(length, last=terminated or truncated)
     return Episode(
@@ -128,6 +135,7 @@ def run_episode(
         truncated=bool(truncated),
         instruction=instruction,
         simulator=simulator,
+        chain_length=None if chain_length is None else int(chain_length),
         frames=() if film is None else tuple(film.frames),
         frame_stride=0 if film is None else film.stride,
     )

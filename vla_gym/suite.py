@@ -95,11 +95,20 @@ class Camera:
 
 @dataclass(frozen=True)
 class Keyword:
-    """A `gym.make` keyword that only this suite has."""
+    """A `gym.make` keyword that only this suite has.
+
+    Attributes:
+        default: what it is where it is not given.
+        choices: its valid values; None for one that takes a text, such as a path, or None.
+        doc: what it does.
+        recorded: whether an episode may depend on it, so that it belongs beside a score; a path
+            of this machine does not.
+    """
 
     default: Any
-    choices: tuple[Any, ...]
+    choices: tuple[Any, ...] | None
     doc: str
+    recorded: bool = True
 
 
 @dataclass(frozen=True)
@@ -154,10 +163,14 @@ class SimulatorInfo:
         modules: top-level modules that must be installed.
         extra: the extra of vla-gym that installs them.
         distributions: packages whose versions belong beside a score.
-        find_obstacle: for a simulator that pip alone does not install: returns why it cannot run
-            here and the steps to get it, or None where it can; imports nothing heavy.
+        find_sources: takes the suite's keywords and returns name -> version of what belongs there
+            too and is no package, such as the commit of a checkout.
+        find_obstacle: for a simulator that pip alone does not install: takes the suite's keywords
+            and returns why it cannot run here and the steps to get it, or None where it can;
+            imports nothing heavy.
         tasks: names of the tasks that it has; None is all of the suite's.
         layout: of this simulator where it differs from the suite's.
+        defaults: of the suite's keywords, where this simulator's are others.
         stand_in_for: name of the original simulator if this is one of our own in its place, whose
             scores are never the original's.
     """
@@ -167,9 +180,11 @@ class SimulatorInfo:
     modules: tuple[str, ...] = ()
     extra: str = ""
     distributions: tuple[str, ...] = ()
-    find_obstacle: Callable[[], str | None] | None = None
+    find_sources: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
+    find_obstacle: Callable[[Mapping[str, Any]], str | None] | None = None
     tasks: frozenset[str] | None = None
     layout: Callable[[Task, Mapping[str, Any]], Layout] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     stand_in_for: str = ""
 
 
@@ -187,6 +202,9 @@ class Suite:
         reward: which native reward, with its version and range.
         keywords: `gym.make` keywords of this suite.
         options: name -> what `reset(options={name: ...})` means.
+        protocol_options: reset options (plain JSON values) of the evaluation episode with this
+            seed, for suites whose published protocol plays a fixed list of episodes; None: the seed
+            alone decides.
         version: of the ids; raised when anything that a user can see changes.
     """
 
@@ -199,6 +217,7 @@ class Suite:
     reward: str
     keywords: Mapping[str, Keyword] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    protocol_options: Callable[[Task, int], Mapping[str, Any]] | None = None
     version: int = 0
 
     def id(self, task: str) -> str:
@@ -215,8 +234,8 @@ class Setup:
         native_task: the task's name in the suite.
         action_mode: the suite's vector arrives already converted; a simulator with several
             controllers picks one by this name.
-        cameras: contract names of the cameras that every frame must show.
-        image_size: height and width of those images [pixels].
+        images: contract name of each camera that every frame must show -> height and width of its
+            picture [pixels].
         proprio: `"eef"` or `"joints"`.
         state: whether frames carry the privileged state.
         render_quality: `"exact"` or `"fast"`.
@@ -227,8 +246,7 @@ class Setup:
     task: str
     native_task: str
     action_mode: str
-    cameras: tuple[str, ...]
-    image_size: int
+    images: Mapping[str, int]
     proprio: str
     state: bool
     render_quality: str
@@ -245,6 +263,7 @@ class Frame(NamedTuple):
         reward: the suite's own reward; 0 at reset.
         success: whether the task is solved at this moment.
         terminated: the suite itself ended the episode.
+        truncated: the suite cut the episode short, for a time limit of its own.
         info: further plain values.
         instructions: wordings of the command now in force, canonical first; empty where it is
             simply the task's.
@@ -258,6 +277,7 @@ class Frame(NamedTuple):
     terminated: bool = False
     info: Mapping[str, Any] = MappingProxyType({})
     instructions: tuple[str, ...] = ()
+    truncated: bool = False
 
 
 class Simulator(Protocol):

@@ -92,11 +92,11 @@ class RemoteSimulator:
         self._timeout_s = timeout_s
         self._calls = 0
         self._owner = os.getpid()
-        memory_size = 3 * (len(setup.cameras) * setup.image_size**2 + MAX_PICTURE_SIZE**2)
+        memory_size = 3 * (sum(n**2 for n in setup.images.values()) + MAX_PICTURE_SIZE**2)
         memory_fd = _make_nameless_file(memory_size)
         try:
             memory = mmap.mmap(memory_fd, memory_size, prot=mmap.PROT_READ)
-            self._images, self._rest = place_pictures(memory, setup.cameras, setup.image_size)
+            self._images, self._rest = place_pictures(memory, setup.images)
             self._channel, self._process = self._start(memory_fd, memory_size)
         finally:
             os.close(memory_fd)  # the mapping stays

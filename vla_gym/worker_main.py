@@ -47,7 +47,7 @@ else:
 
 __all__ = ["MAX_PICTURE_SIZE", "PROTOCOL", "Channel", "pack", "place_pictures", "serve", "unpack"]
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of what the two sides say to each other; they must have the same."""
 
 MAX_PICTURE_SIZE = 2048
@@ -69,7 +69,7 @@ _CLOSING_S = 10.0
 
 _LENGTHS = struct.Struct("<QQ")
 _ALWAYS = ("proprio", "state", "reward", "success")
-_SELDOM = ("terminated", "info", "instructions")
+_SELDOM = ("terminated", "truncated", "info", "instructions")
 """Fields of a frame; the latter travel only where they say something, which saves time."""
 
 _encode = json.JSONEncoder(check_circular=False).encode
@@ -226,22 +226,24 @@ class Channel:
 # Pictures in shared memory
 
 
-def place_pictures(
-    memory: mmap.mmap, cameras: tuple[str, ...], size: int
-) -> tuple[dict[str, Any], Any]:
+def place_pictures(memory: mmap.mmap, images: Mapping[str, int]) -> tuple[dict[str, Any], Any]:
     """Lay out the block: return the arrays of the cameras, and the rest, for `render()`.
+
+    Args:
+        memory: the block.
+        images: camera -> height and width of its picture.
 
     Returns:
         camera -> uint8 (size, size, 3); uint8 (MAX_PICTURE_SIZE**2 * 3,). All are views of the
         block, and only what is written of it takes memory.
     """
     block = np.frombuffer(memory, np.uint8)
-    one = 3 * size * size
-    pictures = {
-        camera: block[i * one : (i + 1) * one].reshape(size, size, 3)
-        for i, camera in enumerate(cameras)
-    }
-    return pictures, block[len(cameras) * one :]
+    pictures, start = {}, 0
+    for camera, size in images.items():
+        end = start + 3 * size * size
+        pictures[camera] = block[start:end].reshape(size, size, 3)
+        start = end
+    return pictures, block[start:]
 
 
 # The simulator's side
@@ -305,8 +307,7 @@ class _Host:
         _provide_package(folder)
         _complete_library()
         if self._memory is not None:
-            size = setup["image_size"]
-            self._pictures, self._rest = place_pictures(self._memory, setup["cameras"], size)
+            self._pictures, self._rest = place_pictures(self._memory, setup["images"])
         module, _, name = entry_point.partition(":")
         make = getattr(importlib.import_module(module), name)
         self._simulator = make(importlib.import_module("vla_gym.suite").Setup(**setup))

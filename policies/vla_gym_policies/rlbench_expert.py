@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vla_gym import PolicySpec, SpecSheet
 from vla_gym.errors import ContractMismatch
-from vla_gym.twins.panda import rotation_vector
+from vla_gym.rotations import rotation_vector
 from vla_gym.twins.rlbench.tasks import load_task
 from vla_gym.twins.rlbench.world import read_state
 

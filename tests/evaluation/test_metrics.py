@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import needs
-from vla_gym.evaluation.metrics import mean_interval, pool, success_interval, summarize
+from vla_gym.evaluation.metrics import (
+    CHAIN_TASKS,
+    bootstrap_intervals,
+    mean_interval,
+    pool,
+    success_interval,
+    summarize,
+    summarize_chains,
+)
 from vla_gym.evaluation.records import Record
 
 pytestmark = needs("eval")
@@ -99,3 +111,76 @@ def test_pooling_weighs_every_episode_the_same():
     )
     assert pool(parts)[:3] == (1, 3, pytest.approx(1 / 3))
     assert pool([])[2] is None
+
+
+def chain(length, seed=0, **fields):
+    outcome = "crashed" if length is None else "success" if length == CHAIN_TASKS else "failure"
+    return dataclasses.replace(record(outcome, seed, **fields), chain_length=length)
+
+
+def play(lengths):
+    (found,) = summarize_chains([chain(length, i) for i, length in enumerate(lengths)])
+    return found
+
+
+chain_lengths = st.lists(st.integers(0, CHAIN_TASKS), min_size=2, max_size=60)
+
+
+def test_chains_have_the_numbers_of_a_hand_calculation():
+    # Of 0 1 1 3 5 5 at least 1, 2, 3, 4, 5 were reached by 5, 3, 3, 2, 2 of 6; 15 in all.
+    found = play([5, 0, 1, 3, 1, 5])
+    assert found.rates == pytest.approx((5 / 6, 3 / 6, 3 / 6, 2 / 6, 2 / 6))
+    assert found.mean_length == pytest.approx(15 / 6)
+    wrong = sum(k * rate for k, rate in enumerate(found.rates, start=1))
+    assert wrong == pytest.approx(38 / 6)  # more than five of five: what circulates is no mean
+
+
+@settings(max_examples=40)
+@given(chain_lengths)
+def test_chains_obey_the_laws_of_their_numbers(lengths):
+    found = play(lengths)
+    assert found.mean_length == pytest.approx(sum(found.rates))
+    assert list(found.rates) == sorted(found.rates, reverse=True)
+    for rate, interval in zip(found.rates, found.rate_intervals, strict=True):
+        assert -1e-9 <= interval.low <= rate + 1e-9
+        assert rate - 1e-9 <= interval.high <= 1 + 1e-9
+    low, high = found.length_interval
+    assert -1e-9 <= low <= found.mean_length + 1e-9
+    assert found.mean_length - 1e-9 <= high <= CHAIN_TASKS + 1e-9
+    assert play(sorted(lengths)) == found  # workers end in any order
+
+
+def test_a_bootstrap_interval_is_that_of_the_exact_distribution():
+    # A mean of 0.6 of 100 resampled is Binomial(100, 0.6) / 100, whose quantiles at 2.5 and 97.5 %
+    # are 0.50 and 0.69 or 0.70 (P(X <= 69) = 0.9752).
+    (interval,) = bootstrap_intervals(np.array([[1.0] * 60 + [0.0] * 40]))
+    assert interval.low == pytest.approx(0.50, abs=0.0101)
+    assert interval.high == pytest.approx(0.695, abs=0.0101)
+
+
+def test_a_bootstrap_interval_shrinks_as_chains_are_added():
+    few, many = play([0, 1, 2, 3, 4, 5] * 2), play([0, 1, 2, 3, 4, 5] * 50)
+    ratio = (few.length_interval[1] - few.length_interval[0]) / (
+        many.length_interval[1] - many.length_interval[0]
+    )
+    assert ratio == pytest.approx(5, rel=0.1)  # the root of 25
+
+
+def test_chains_that_agree_have_intervals_without_width_and_a_single_one_has_none():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same, one = play([3, 3, 3, 3]), play([2])
+    assert same.rate_intervals == ((1, 1), (1, 1), (1, 1), (0, 0), (0, 0))
+    assert same.length_interval == (3, 3)
+    assert one.mean_length == 2 and one.rates == (1, 1, 0, 0, 0)
+    assert one.rate_intervals == () and one.length_interval is None
+
+
+def test_crashed_chains_are_counted_apart_and_other_tasks_left_out():
+    other = [record("success", 0, env_id="b"), record("crashed", 1, env_id="b")]
+    records = [chain(4), chain(None, 1), chain(None, policy="q"), *other]
+    found, crashed = summarize_chains(records)
+    assert (found.policy, found.n, found.crashed, found.mean_length) == ("p", 1, 1, 4)
+    assert (crashed.policy, crashed.n, crashed.crashed, crashed.rates) == ("q", 0, 1, ())
+    assert crashed.mean_length is None
+    assert summarize_chains(other) == []

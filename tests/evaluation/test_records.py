@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from vla_gym.errors import InvalidOption
@@ -14,8 +16,22 @@ def make(seed=0, outcome="failure", **fields):
 
 def test_a_record_survives_its_line():
     record = make(3, "success", instruction='say "hé"', episode_return=-1.5)
+    record = dataclasses.replace(record, options={"chain": 3}, chain_length=4)
     assert Record.from_json(record.to_json()) == record
     assert "\n" not in record.to_json()
+
+
+def test_a_record_of_an_earlier_version_can_be_read():
+    line = (
+        '{"policy": "p", "id": "VLA/Toy-Reach-v0", "episode": 0, "seed": 3, "outcome": "success", '
+        '"protocol": {"horizon": 50}, "episode_seed": 9, "success_at_end": true, '
+        '"episode_return": -1.5, "length": 7, "env_seconds": 0.5, "policy_seconds": 0.1, '
+        '"terminated": true, "truncated": false, "instruction": "go", "error": "", "video": "", '
+        '"date": "2026-11-01T00:00:00+00:00"}'
+    )
+    record = Record.from_json(line)
+    assert record.length == 7
+    assert record.options == {} and record.chain_length is None
 
 
 def test_a_half_written_last_line_is_left_out_and_cut_off_before_the_next(tmp_path):

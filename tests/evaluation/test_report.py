@@ -62,6 +62,7 @@ def test_the_page_is_honest(folder):
     assert "2 crashed episodes" in html and "the cat walked over the keyboard" in html
     assert "0/2" in html  # the third of the odd one's episodes crashed and has no outcome
     assert "&lt;b&gt;odd&lt;/b&gt;" in html and "<b>odd" not in html
+    assert html.count("simulator: toy") == 3  # two tasks and all episodes
     assert "prefers-color-scheme: dark" in html
 
 
@@ -81,10 +82,11 @@ def test_what_was_not_evaluated_is_a_dash_or_an_empty_field(tmp_path):
     write_report([tmp_path])
     rows = list(csv.DictReader((tmp_path / "report.csv").open()))
     assert rows[0]["success_rate"] == "1" and rows[0]["t95_low"] == ""
+    assert rows[0]["simulator"] == "toy" and "sr_1" not in rows[0]
     assert rows[1]["crashed"] == "1" and rows[1]["success_rate"] == ""
     markdown = (tmp_path / "report.md").read_text()
-    assert f"| Toy-A | 100 % [21{DASH}100 %], 1/1 | {DASH} |" in markdown
-    assert f"| Toy-B | {DASH} | {DASH} |" in markdown
+    assert f"| Toy-A | toy | 100 % [21{DASH}100 %], 1/1 | {DASH} |" in markdown
+    assert f"| Toy-B | toy | {DASH} | {DASH} |" in markdown
 
 
 def test_tasks_stand_in_the_order_in_which_they_were_asked_for(tmp_path):

@@ -26,13 +26,12 @@ import gymnasium as gym
 import numpy as np
 
 from vla_gym import registration
+from vla_gym.rotations import quaternion_to_vector, vector_to_quaternion
 from vla_gym.suites.rlbench import (
     HOME_JOINTS,
     SUITE,
     WORKSPACE_HIGH,
     WORKSPACE_LOW,
-    quaternion_from_rotation_vector,
-    rotation_vector_from_quaternion,
 )
 from vla_gym.suites.rlbench_tasks import TASKS, VARIATIONS
 
@@ -249,7 +248,7 @@ class Arm:
 
     def get_pose(self) -> np.ndarray:
         """Return the tip's pose (7,), world."""
-        turn = quaternion_from_rotation_vector((self.q - HOME)[3:6])
+        turn = vector_to_quaternion((self.q - HOME)[3:6])
         position = HOME_TIP + METRES_PER_RAD * (self.q - HOME)[:3]
         return np.concatenate([position, multiply(turn, HOME_QUATERNION)])
 
@@ -258,7 +257,7 @@ class Arm:
         inverse = HOME_QUATERNION * np.array([-1, -1, -1, 1])
         q = self.q.copy()
         q[:3] = HOME[:3] + (pose[:3] - HOME_TIP) / METRES_PER_RAD
-        q[3:6] = HOME[3:6] + rotation_vector_from_quaternion(multiply(pose[3:], inverse))
+        q[3:6] = HOME[3:6] + quaternion_to_vector(multiply(pose[3:], inverse))
         return q
 
     def set_joint_target_positions(self, q) -> None:

@@ -32,6 +32,7 @@ from vla_gym.errors import (
     StandInWarning,
     UnknownName,
 )
+from vla_gym.rotations import quaternion_to_matrix, quaternion_to_vector, vector_to_quaternion
 from vla_gym.suites import coppeliasim
 from vla_gym.suites.rlbench import (
     BASE_POSITION_M,
@@ -55,9 +56,6 @@ from vla_gym.suites.rlbench import (
     encode_joint_velocity,
     encode_keypose,
     find_coppeliasim_obstacle,
-    matrix_from_quaternion,
-    quaternion_from_rotation_vector,
-    rotation_vector_from_quaternion,
 )
 from vla_gym.suites.rlbench_tasks import TASKS, VARIATIONS
 from vla_gym.suites.rlbench_twin import TWIN_STATE_DIM, TWIN_TASKS
@@ -202,8 +200,8 @@ def test_keypose_round_trip(action):
     again = decode_keypose(encode_keypose(*pose))
     assert np.allclose(again.position_m, pose.position_m, atol=1e-6)
     assert np.allclose(
-        matrix_from_quaternion(again.quaternion_xyzw),
-        matrix_from_quaternion(pose.quaternion_xyzw),
+        quaternion_to_matrix(again.quaternion_xyzw),
+        quaternion_to_matrix(pose.quaternion_xyzw),
         atol=1e-6,
     )
     assert again.open == pose.open
@@ -229,18 +227,18 @@ def test_gripper_at_zero_closes():
 
 @given(arrays(np.float64, 3, elements=st.floats(-1.8, 1.8)))
 def test_rotation_forms_agree(vector):
-    quaternion = quaternion_from_rotation_vector(vector)
-    matrix = matrix_from_quaternion(quaternion)
+    quaternion = vector_to_quaternion(vector)
+    matrix = quaternion_to_matrix(quaternion)
     assert np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-12)
     assert np.isclose(np.linalg.det(matrix), 1)
-    assert np.allclose(rotation_vector_from_quaternion(quaternion), vector, atol=1e-9)
-    assert np.allclose(rotation_vector_from_quaternion(-quaternion), vector, atol=1e-9)
+    assert np.allclose(quaternion_to_vector(quaternion), vector, atol=1e-9)
+    assert np.allclose(quaternion_to_vector(-quaternion), vector, atol=1e-9)
 
 
 def test_quarter_turn_about_z():
-    quaternion = quaternion_from_rotation_vector([0, 0, np.pi / 2])
+    quaternion = vector_to_quaternion([0, 0, np.pi / 2])
     assert np.allclose(quaternion, [0, 0, np.sqrt(0.5), np.sqrt(0.5)])
-    assert np.allclose(matrix_from_quaternion(quaternion) @ [1, 0, 0], [0, 1, 0])
+    assert np.allclose(quaternion_to_matrix(quaternion) @ [1, 0, 0], [0, 1, 0])
 
 
 def test_wrong_shapes_are_refused():
@@ -405,7 +403,7 @@ def test_observation_is_in_the_base_frame(fake):
     observation, info = env.reset(seed=0)
     tip = rlbench_fake.HOME_TIP - np.array(BASE_POSITION_M)
     assert np.allclose(observation["proprio"][:3], tip, atol=1e-6)
-    home = matrix_from_quaternion(rlbench_fake.HOME_QUATERNION)
+    home = quaternion_to_matrix(rlbench_fake.HOME_QUATERNION)
     assert np.allclose(observation["proprio"][3:9], home[:, :2].T.ravel(), atol=1e-6)
     assert observation["proprio"][9] == 1.0
     state = observation["state"]
@@ -489,8 +487,8 @@ def test_ee_delta_turns_in_the_base_frame(fake):
     action[5] = 1.0
     observation, *_ = env.step(action)
     columns = observation["proprio"][3:9].reshape(2, 3).T
-    turn = matrix_from_quaternion(quaternion_from_rotation_vector([0, 0, ROTATION_RAD]))
-    home = matrix_from_quaternion(rlbench_fake.HOME_QUATERNION)
+    turn = quaternion_to_matrix(vector_to_quaternion([0, 0, ROTATION_RAD]))
+    home = quaternion_to_matrix(rlbench_fake.HOME_QUATERNION)
     assert np.allclose(columns, (turn @ home)[:, :2], atol=0.011)
 
 

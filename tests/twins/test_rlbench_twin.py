@@ -15,15 +15,14 @@ from vla_gym import check_contract
 from vla_gym.errors import DependencyNotInstalled, InvalidOption, StandInWarning
 from vla_gym.policy import connect
 from vla_gym.rollout import run_episode
+from vla_gym.rotations import rotation_vector, vector_to_quaternion
 from vla_gym.suites.rlbench import (
     SUITE,
     encode_joint_position,
     encode_keypose,
-    quaternion_from_rotation_vector,
 )
 from vla_gym.suites.rlbench_tasks import VARIATIONS
 from vla_gym.suites.rlbench_twin import MAX_BODIES, MAX_JOINTS, TWIN_TASKS
-from vla_gym.twins.panda import rotation_vector
 from vla_gym.twins.rlbench.tasks import MODULES, load_task
 from vla_gym.twins.rlbench.world import read_state
 
@@ -257,7 +256,7 @@ def test_the_plan_as_key_poses_solves_tasks_too():
             for waypoint in plan:
                 for change in (waypoint.open, waypoint.then_open):
                     is_open = is_open if change is None else change
-                quat = quaternion_from_rotation_vector(rotation_vector(waypoint.rotation))
+                quat = vector_to_quaternion(rotation_vector(waypoint.rotation))
                 pose = waypoint.position, quat
                 _, _, terminated, _, info = env.step(encode_keypose(*pose, open=is_open))
                 assert "action_error" not in info

@@ -35,6 +35,7 @@ from vla_gym.contract import eef_proprio
 from vla_gym.data.demos import Demonstration, InvalidDemonstration, natural_key
 from vla_gym.deps import require
 from vla_gym.errors import InvalidOption, UnknownName
+from vla_gym.rotations import quaternion_to_matrix, quaternion_to_vector, vector_to_quaternion
 from vla_gym.suite import Task
 from vla_gym.suites import rlbench as suite
 from vla_gym.suites.coppeliasim import clean
@@ -537,7 +538,7 @@ def _split(track: _Track, actions: NDArray[np.float32]) -> _Track:
     for first, second, share in zip(before, after, part, strict=True):
         start = track.quaternion[first]
         rotation = share * _rotation_between(start, track.quaternion[second])
-        turned.append(_multiply(suite.quaternion_from_rotation_vector(rotation), start))
+        turned.append(_multiply(vector_to_quaternion(rotation), start))
     return _Track(
         position_m=blend(track.position_m),
         quaternion=np.stack(turned),
@@ -554,7 +555,7 @@ def _rotation_between(
 ) -> NDArray[np.float64]:
     """Return the rotation vector r with R_second = exp(r) R_first, of unit quaternions xyzw."""
     inverse = first * np.array([-1.0, -1.0, -1.0, 1.0])
-    return suite.rotation_vector_from_quaternion(_multiply(second, inverse))
+    return quaternion_to_vector(_multiply(second, inverse))
 
 
 def _multiply(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -568,7 +569,7 @@ def _make_proprio(track: _Track, form: str) -> NDArray[np.float32]:
         columns = [track.joints, track.velocities, track.opening[:, None]]
         return np.concatenate(columns, axis=1).astype(np.float32)
     rows = [
-        eef_proprio(position - _BASE_M, suite.matrix_from_quaternion(quaternion), float(opening))
+        eef_proprio(position - _BASE_M, quaternion_to_matrix(quaternion), float(opening))
         for position, quaternion, opening in zip(
             track.position_m, track.quaternion, track.opening, strict=True
         )

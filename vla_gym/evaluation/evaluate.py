@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,8 +58,9 @@ def evaluate(
 ) -> Evaluation:
     """Play `episodes` episodes of every policy on every task and record each at once.
 
-    Episode i has the seed `seed + i` for every policy, so policies meet the same episodes. Success
-    at any step ends an episode. Neither the number of workers nor videos nor what the folder
+    Episode i has the seed `seed + i` for every policy, so policies meet the same episodes; a suite
+    with a fixed list of episodes (`Suite.protocol_options`) plays those of these seeds. Success at
+    any step ends an episode. Neither the number of workers nor videos nor what the folder
     already holds change a result. Called again with the same folder, it plays only what is missing
     or crashed. Ctrl-C keeps all finished episodes.
 
@@ -102,7 +104,13 @@ def evaluate(
         known = {record.key: record for record in load_records(folder)}
         _refuse_other_protocols(folder, known.values(), pairs, protocols)
         jobs = [
-            Play(pair, i, seed + i, _video_path(folder, pair) if video and i == 0 else None)
+            Play(
+                pair,
+                i,
+                seed + i,
+                _protocol_options(protocols[pair], seed + i),
+                _video_path(folder, pair) if video and i == 0 else None,
+            )
             for pair in pairs
             for i in range(episodes)
         ]
@@ -226,16 +234,45 @@ def _refuse_other_protocols(
     wanted = {(pair.policy, _plain(pair.id)): protocols[pair] for pair in pairs}
     for record in known:
         protocol = wanted.get((record.policy, record.id))
-        if protocol is None or protocol == record.protocol:
+        if protocol is None:
             continue
-        names = [name for name in protocol if protocol[name] != record.protocol.get(name)]
+        options = _protocol_options(protocol, record.seed)
+        if protocol == record.protocol and options == record.options:
+            continue
+        then = {**record.protocol, "reset options": record.options}
+        asked = {**protocol, "reset options": options}
         differences = "; ".join(
-            f"{name}: {record.protocol.get(name)} then, {protocol[name]} now" for name in names
+            f"{name}: {then.get(name)} then, {value} now"
+            for name, value in asked.items()
+            if value != then.get(name)
         )
         raise InvalidOption(
             f"{folder} holds episodes of {record.policy} on {record.id} under another protocol "
             f"({differences}). Scores of two protocols do not mix: choose another folder"
         )
+
+
+def _protocol_options(protocol: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return the reset options that the suite's published protocol has for this seed.
+
+    Raises:
+        InvalidOption: they cannot be recorded.
+    """
+    suite = registration.get_suite(protocol["suite"])
+    if suite.protocol_options is None:
+        return {}
+    options = dict(suite.protocol_options(registration.get_task(suite, protocol["task"]), seed))
+    try:
+        recordable = json.loads(json.dumps(options)) == options
+    except TypeError:
+        recordable = False
+    if not recordable:
+        raise InvalidOption(
+            f"protocol_options of the suite {suite.name} gives {options!r} for seed {seed}, which "
+            f"a record cannot hold; plain JSON values can (text, int, float, bool, None, list, "
+            f"dict with text keys)"
+        )
+    return options
 
 
 def _to_record(job: Play, answer: Answer, protocol: dict[str, Any], folder: Path) -> Record:
@@ -245,6 +282,7 @@ def _to_record(job: Play, answer: Answer, protocol: dict[str, Any], folder: Path
         "episode": job.episode,
         "seed": job.seed,
         "protocol": protocol,
+        "options": job.options,
         "date": now(),
     }
     if isinstance(answer, Died | Failed):
@@ -265,6 +303,7 @@ def _to_record(job: Play, answer: Answer, protocol: dict[str, Any], folder: Path
         terminated=played.terminated,
         truncated=played.truncated,
         instruction=played.instruction,
+        chain_length=played.chain_length,
         video=video,
         **common,
     )

@@ -1,4 +1,4 @@
-"""Numbers from records: success rates and means, each with its 95 % interval. Pure functions."""
+"""Numbers from records: rates, means and chains, each with its 95 % interval. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,30 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_gym.deps import require
 from vla_gym.evaluation.records import Record
 
-__all__ = ["Interval", "Summary", "mean_interval", "pool", "success_interval", "summarize"]
+__all__ = [
+    "CHAIN_TASKS",
+    "ChainSummary",
+    "Interval",
+    "Summary",
+    "bootstrap_intervals",
+    "mean_interval",
+    "pool",
+    "success_interval",
+    "summarize",
+    "summarize_chains",
+]
+
+CHAIN_TASKS = 5
+"""Instructions of one chain in CALVIN's long-horizon protocol. Source: Mees et al. 2022, CALVIN,
+IEEE RA-L 7:7327-7334."""
+
+RESAMPLES = 10_000
+BATCH = 500  # resamples held in memory at once: 24 MB for 1000 chains
 
 
 class Interval(NamedTuple):
@@ -52,6 +71,33 @@ class Summary:
     policy_ms: float | None
 
 
+@dataclass(frozen=True)
+class ChainSummary:
+    """The chains of instructions that one policy has played on one long-horizon task.
+
+    Attributes:
+        policy, id: names.
+        n: chains with an outcome; a crashed one has none.
+        crashed: chains that ended in an error; not in `n`.
+        rates: SR_1 to SR_5, where SR_k is the share of chains of which at least the first k
+            instructions were followed in a row; empty without data.
+        rate_intervals: of each; empty with less than two chains.
+        mean_length: instructions followed in a row per chain, 0 to 5; None without data. It is
+            SR_1 + ... + SR_5, for a chain of length L counts once in each of SR_1 to SR_L: not the
+            sum of k * SR_k, which circulates too and would reach 15.
+        length_interval: of `mean_length`; None with less than two chains.
+    """
+
+    policy: str
+    id: str
+    n: int
+    crashed: int
+    rates: tuple[float, ...]
+    rate_intervals: tuple[Interval, ...]
+    mean_length: float | None
+    length_interval: Interval | None
+
+
 def success_interval(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
     """Return the Wilson score interval of a success rate, None where there are no episodes.
 
@@ -80,12 +126,52 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(mean - reach, mean + reach)
 
 
+def bootstrap_intervals(values: NDArray[np.float64]) -> tuple[Interval, ...]:
+    """Return the bootstrap percentile 95 % intervals of several means over the same episodes.
+
+    The same values give the same intervals, in whatever order the episodes stand: the seed is
+    fixed. Where all episodes agree an interval has no width, which says nothing of others.
+
+    Args:
+        values: shape (means, n), one column per episode; columns are drawn with replacement.
+
+    Returns:
+        One interval per row; none with less than two episodes.
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
+    """
+    if values.shape[1] < 2:
+        return ()
+    stats = require("scipy.stats", "eval", "a confidence interval")
+    found = stats.bootstrap(
+        (values[:, np.lexsort(values)],),
+        np.mean,
+        axis=-1,
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return tuple(Interval(float(a), float(b)) for a, b in zip(found.low, found.high, strict=True))
+
+
 def summarize(records: Iterable[Record]) -> list[Summary]:
     """Return one summary per policy and id, in the order in which they first appear."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.policy, record.id), []).append(record)
-    return [_summarize(policy, env_id, group) for (policy, env_id), group in groups.items()]
+    return [_summarize(policy, env_id, group) for (policy, env_id), group in _group(records)]
+
+
+def summarize_chains(records: Iterable[Record]) -> list[ChainSummary]:
+    """Return one summary per policy and id whose env plays chains, in the order of `summarize`.
+
+    An env that plays chains is one of which some record has a `chain_length`.
+    """
+    records = list(records)
+    chains = {record.id for record in records if record.chain_length is not None}
+    return [
+        _summarize_chains(policy, env_id, group)
+        for (policy, env_id), group in _group(records)
+        if env_id in chains
+    ]
 
 
 def pool(summaries: Sequence[Summary]) -> tuple[int, int, float | None, Interval | None]:
@@ -95,6 +181,31 @@ def pool(summaries: Sequence[Summary]) -> tuple[int, int, float | None, Interval
     """
     successes, n = sum(s.successes for s in summaries), sum(s.n for s in summaries)
     return successes, n, successes / n if n else None, success_interval(successes, n)
+
+
+def _group(records: Iterable[Record]) -> Iterable[tuple[tuple[str, str], list[Record]]]:
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.policy, record.id), []).append(record)
+    return groups.items()
+
+
+def _summarize_chains(policy: str, env_id: str, records: list[Record]) -> ChainSummary:
+    lengths = np.array([r.chain_length for r in records if r.chain_length is not None], np.float64)
+    goals = np.arange(1, CHAIN_TASKS + 1)[:, None]
+    followed = (lengths >= goals).astype(np.float64)  # (CHAIN_TASKS, n)
+    intervals = bootstrap_intervals(np.vstack([followed, lengths]))
+    n = len(lengths)
+    return ChainSummary(
+        policy=policy,
+        id=env_id,
+        n=n,
+        crashed=sum(record.outcome == "crashed" for record in records),
+        rates=tuple(float(share) for share in followed.mean(axis=1)) if n else (),
+        rate_intervals=intervals[:-1],
+        mean_length=float(lengths.mean()) if n else None,
+        length_interval=intervals[-1] if intervals else None,
+    )
 
 
 def _summarize(policy: str, env_id: str, records: list[Record]) -> Summary:

@@ -54,8 +54,10 @@ class Record:
         episode: its number i; its seed is the evaluation's seed + i for every policy (paired).
         seed, episode_seed: of the env, and of the simulator's draws.
         outcome: `"success"` (solved after any step), `"failure"` or `"crashed"` (no valid outcome).
+        options: of `env.reset`, as the suite's protocol wants them for this seed.
         success_at_end, episode_return, length, env_seconds, policy_seconds, terminated, truncated,
-            instruction: as in `vla_gym.rollout.Episode`; None where the episode crashed.
+            instruction, chain_length: as in `vla_gym.rollout.Episode`; None where the episode
+            crashed.
         error: why it crashed, else "".
         video: file name of its video below the folder, else "".
         protocol: all that a score depends on besides policy and seed: simulator, versions, horizon,
@@ -69,6 +71,7 @@ class Record:
     seed: int
     outcome: str
     protocol: dict[str, Any]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     episode_seed: int | None = None
     success_at_end: bool | None = None
     episode_return: float | None = None
@@ -78,6 +81,7 @@ class Record:
     terminated: bool | None = None
     truncated: bool | None = None
     instruction: str = ""
+    chain_length: int | None = None
     error: str = ""
     video: str = ""
     date: str = ""

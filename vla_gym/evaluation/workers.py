@@ -29,7 +29,6 @@ from typing import Any
 
 import gymnasium as gym
 
-from vla_gym import registration
 from vla_gym.contract import SpecSheet
 from vla_gym.errors import ContractMismatch, DependencyNotInstalled
 from vla_gym.evaluation.records import versions_of
@@ -79,11 +78,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Play:
-    """Job: play one episode; with `video`, record it into that file."""
+    """Job: play one episode, reset with `options`; with `video`, record it into that file."""
 
     pair: Pair
     episode: int
     seed: int
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
     video: Path | None = None
 
 
@@ -317,19 +317,21 @@ class _Stage:
 
     def play(self, job: Play) -> Played:
         env, actor = self._set(job.pair)
+        play = functools.partial(
+            run_episode,
+            env,
+            actor,
+            job.seed,
+            options=job.options,
+            deterministic=job.pair.deterministic,
+        )
         if job.video is None or not self._pictures:
-            episode = run_episode(env, actor, job.seed, deterministic=job.pair.deterministic)
+            episode = play(record_every=None)
             return Played(episode, video=False)
         control_hz = float(env.metadata["render_fps"])
         horizon = env.spec.max_episode_steps if env.spec is not None else None
         try:
-            episode = run_episode(
-                env,
-                actor,
-                job.seed,
-                deterministic=job.pair.deterministic,
-                record_every=math.ceil((horizon or 1) / (3 * MAX_FRAMES)),
-            )
+            episode = play(record_every=math.ceil((horizon or 1) / (3 * MAX_FRAMES)))
             slowest, fastest = VIDEO_FPS
             fps = min(max(control_hz / episode.frame_stride, slowest), fastest)
             write_video(job.video, episode.frames, fps)
@@ -389,14 +391,12 @@ def _limit_torch() -> None:
 
 def _protocol(sheet: SpecSheet, env: gym.Env[Any, Any], pair: Pair) -> dict[str, Any]:
     """Return all that a score depends on besides the seed, as plain JSON values."""
-    suite = registration.get_suite(sheet.suite)
-    (simulator,) = (info for info in suite.simulators if info.name == sheet.simulator)
     made_with = env.spec.kwargs if env.spec is not None else {}
-    versions = versions_of(("vla-gym", "gymnasium", "numpy", *simulator.distributions))
-    if made_with.get("python") is not None:  # only the other interpreter knows; this starts it
-        theirs = env.unwrapped.simulator_versions  # type: ignore[attr-defined]  # all ids are ours
-        versions |= {name: theirs[name] for name in simulator.distributions if name in theirs}
-        versions |= {f"simulator's {name}": theirs[name] for name in ("python", "numpy")}
+    theirs = dict(env.unwrapped.simulator_versions)  # type: ignore[attr-defined]  # all ids are ours
+    interpreter = {f"simulator's {name}": theirs.pop(name) for name in ("python", "numpy")}
+    versions = versions_of(("vla-gym", "gymnasium", "numpy")) | theirs
+    if made_with.get("python") is not None:
+        versions |= interpreter
     protocol = {
         "suite": sheet.suite,
         "task": sheet.task,

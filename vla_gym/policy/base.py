@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,7 +39,8 @@ class Policy(Protocol):
                 array (B, k)), `state` float64 (B, n).
             state: what the last call returned, None at first. Recurrent state, action chunks and
                 ensembling live here, one entry per env.
-            episode_start: (B,) True where an episode begins and the entry of `state` is void.
+            episode_start: (B,) True where an episode begins and the entry of `state` is void. The
+                evaluator also sets it at each further instruction of a chain.
             deterministic: whether to return the mode instead of a sample.
 
         Returns:
@@ -54,7 +56,7 @@ class PolicySpec:
     Attributes:
         suites: names of the suites it can act in.
         cameras: cameras it reads; `()` if it reads none.
-        image_size: size of the images that it takes [pixels].
+        image_size: size of the images that it takes [pixels]; camera -> size where they differ.
         state: whether it reads the privileged state.
         proprio: `"eef"` or `"joints"`.
         instruction: `"text"`, `"embedding"` or `"bytes"`.
@@ -68,7 +70,7 @@ class PolicySpec:
 
     suites: tuple[str, ...] | None = None
     cameras: tuple[str, ...] | None = None
-    image_size: int | None = None
+    image_size: int | Mapping[str, int] | None = None
     state: bool | None = None
     proprio: str | None = None
     instruction: str | None = None

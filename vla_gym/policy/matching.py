@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,11 @@ def _check(spec: PolicySpec, sheet: SpecSheet, policy: Any) -> None:
         differences.append(
             f"cameras: the policy reads {sorted(missing)}, the env shows {sorted(sheet.cameras)}"
         )
-    if spec.cameras != ():
-        compare("image_size", spec.image_size, sheet.image_size)
+    if spec.cameras != () and spec.image_size is not None:
+        found, size = sheet.images, spec.image_size
+        wanted = size if isinstance(size, Mapping) else dict.fromkeys(spec.cameras or found, size)
+        if any(found.get(camera, sheet.image_size) != n for camera, n in wanted.items()):
+            compare("image_size", size, sheet.image_size)
     if spec.state and sheet.state_dim is None:
         differences.append("state: the policy reads it, the env does not show it (state=True does)")
     compare("proprio", spec.proprio, sheet.proprio_form)

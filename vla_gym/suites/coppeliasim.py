@@ -48,6 +48,7 @@ from numpy.typing import NDArray
 
 from vla_gym.contract import eef_proprio
 from vla_gym.errors import BrokenDependency, DependencyNotInstalled, SimulatorCrashed, UnknownName
+from vla_gym.rotations import quaternion_to_matrix, vector_to_quaternion
 from vla_gym.suite import Frame, Setup
 from vla_gym.suites.rlbench import (
     BASE_POSITION_M,
@@ -61,8 +62,6 @@ from vla_gym.suites.rlbench import (
     decode_joint_velocity,
     decode_keypose,
     find_coppeliasim_obstacle,
-    matrix_from_quaternion,
-    quaternion_from_rotation_vector,
 )
 
 __all__ = ["CoppeliaSimulator"]
@@ -188,7 +187,8 @@ class _Process:
         if self._broken or velocity != self._velocity:
             self._shut_down()
         if self._environment is None:
-            self._launch(arm, setup.image_size, velocity)
+            # The size with which the sensors start; a picture of another size changes it.
+            self._launch(arm, max(setup.images.values(), default=128), velocity)
         self._users.add(user)
         self._owner = None
         environment: Any = self._environment
@@ -501,7 +501,7 @@ class CoppeliaSimulator:
         mode = self._setup.action_mode
         if mode == "ee_delta":
             delta = decode_ee_delta(action)
-            turn = quaternion_from_rotation_vector(delta.rotation_rad)
+            turn = vector_to_quaternion(delta.rotation_rad)
             parts = (delta.translation_m, turn, [float(delta.open)])
         elif mode == "keypose":
             pose = decode_keypose(action)
@@ -522,10 +522,9 @@ class CoppeliaSimulator:
         instructions: tuple[str, ...] = (),
     ) -> Frame:
         setup = self._setup
-        size = setup.image_size
         common = {"sim_steps": 0, "action_failed": False, "action_error": ""}
         self._last = Frame(
-            {camera: self.render(camera, size, size) for camera in setup.cameras},
+            {camera: self.render(camera, size, size) for camera, size in setup.images.items()},
             self._read_proprio(observation),
             self._read_state(observation) if setup.state else None,
             reward,
@@ -545,7 +544,7 @@ class CoppeliaSimulator:
             )
         pose = np.asarray(observation.gripper_pose, dtype=np.float64)
         return eef_proprio(
-            pose[:3] - np.array(BASE_POSITION_M), matrix_from_quaternion(pose[3:]), opening
+            pose[:3] - np.array(BASE_POSITION_M), quaternion_to_matrix(pose[3:]), opening
         )
 
     def _read_state(self, observation: Any) -> NDArray[np.float64]:

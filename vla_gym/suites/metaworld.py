@@ -237,8 +237,9 @@ class MetaWorldSimulator:
     def _frame(
         self, state: NDArray[np.float64], reward: float, success: bool, measures: dict[str, float]
     ) -> Frame:
-        size = self._setup.image_size
-        images = {camera: self.render(camera, size, size) for camera in self._setup.cameras}
+        images = {
+            camera: self.render(camera, size, size) for camera, size in self._setup.images.items()
+        }
         return Frame(
             images,
             self._read_proprio(),

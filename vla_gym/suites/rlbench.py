@@ -69,9 +69,6 @@ __all__ = [
     "encode_joint_velocity",
     "encode_keypose",
     "find_coppeliasim_obstacle",
-    "matrix_from_quaternion",
-    "quaternion_from_rotation_vector",
-    "rotation_vector_from_quaternion",
 ]
 
 CONTROL_HZ = 20.0
@@ -227,38 +224,6 @@ def encode_keypose(
     if quaternion[3] < 0:
         quaternion = -quaternion
     return _join(_shrink(_check(position_m, 3), _LOW, _HIGH), quaternion, open)
-
-
-def quaternion_from_rotation_vector(rotation: ArrayLike) -> Vector:
-    """Return the unit quaternion (x, y, z, w) of a rotation vector [rad], shape (3,)."""
-    vector = _check(rotation, 3)
-    half = np.linalg.norm(vector) / 2
-    # sinc(x) = sin(pi x) / (pi x): no division by a small angle
-    quaternion = np.append(vector * np.sinc(half / np.pi) / 2, np.cos(half))
-    return quaternion / np.linalg.norm(quaternion)
-
-
-def rotation_vector_from_quaternion(quaternion_xyzw: ArrayLike) -> Vector:
-    """Return the rotation vector [rad] of a unit quaternion (x, y, z, w); its length is <= pi."""
-    quaternion = _check(quaternion_xyzw, 4)
-    if quaternion[3] < 0:
-        quaternion = -quaternion
-    sine = float(np.linalg.norm(quaternion[:3]))
-    if sine < 1e-12:
-        return 2 * quaternion[:3]
-    return 2 * np.arctan2(sine, quaternion[3]) / sine * quaternion[:3]
-
-
-def matrix_from_quaternion(quaternion_xyzw: ArrayLike) -> Vector:
-    """Return the rotation matrix, shape (3, 3), of a unit quaternion (x, y, z, w)."""
-    x, y, z, w = _check(quaternion_xyzw, 4)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
 
 
 def choose_variation(task: str, seed: int, options: Mapping[str, Any]) -> int:
@@ -452,7 +417,7 @@ SUITE = Suite(
             "coppeliasim",
             "vla_gym.suites.coppeliasim:CoppeliaSimulator",
             distributions=("rlbench", "pyrep"),
-            find_obstacle=find_coppeliasim_obstacle,
+            find_obstacle=lambda keywords: find_coppeliasim_obstacle(),
             layout=make_layout(COPPELIASIM_STATE_DIM),
         ),
         SimulatorInfo(

@@ -439,8 +439,7 @@ class RobosuiteSimulator:
         if setup.state:
             names = [f"robot{i}_proprio-state" for i in range(self._arms)] + ["object-state"]
             state = np.concatenate([observation[name] for name in names])
-        size = setup.image_size
-        images = {camera: self.render(camera, size, size) for camera in setup.cameras}
+        images = {camera: self.render(camera, size, size) for camera, size in setup.images.items()}
         target = DRAWN_TARGETS.get(setup.task)
         return Frame(
             images,

@@ -161,8 +161,9 @@ class ToySimulator:
         state = None
         if self._setup.state:
             state = np.concatenate([self._gripper, [self._opening], self._cube, self._goal])
-        size = self._setup.image_size
-        images = {camera: self.render(camera, size, size) for camera in self._setup.cameras}
+        images = {
+            camera: self.render(camera, size, size) for camera, size in self._setup.images.items()
+        }
         return Frame(images, proprio, state, reward, self._success())
 
 

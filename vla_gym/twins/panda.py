@@ -18,19 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_gym.deps import require
+from vla_gym.rotations import rotation_vector, vector_to_matrix
 from vla_gym.twins.meshes import find_robosuite_assets, load_panda_parts
 
 __all__ = [
     "ARM_JOINTS",
     "FINGER_JOINTS",
     "FINGER_OPEN_M",
+    "LONG_FINGERS",
+    "SHORT_FINGERS",
+    "Fingers",
     "Kinematics",
     "Mount",
     "Panda",
     "Pose",
+    "Servos",
     "add_panda",
-    "rotation_vector",
-    "vector_to_matrix",
 ]
 
 ARM_JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
@@ -47,18 +50,7 @@ FLANGE_M = 0.107
 FINGER_BASE_M = 0.0584
 """From the flange to the fingers' own frame (franka_description, hand.xacro)."""
 
-STIFFNESS = (6000.0, 6000.0, 6000.0, 6000.0, 2000.0, 2000.0, 2000.0)
-"""Of the joints' position servos [Nm/rad]."""
-
-DAMPING_PER_STIFFNESS_S = 0.04
-TORQUE_NM = (300.0, 300.0, 300.0, 300.0, 80.0, 80.0, 80.0)
-"""Three and more times a real Panda's: a control step may begin with a jump of the speed, which a
-simulated position servo is expected to follow."""
-
-ARMATURE = 0.05
-FINGER_FORCE_N = 20.0
-FINGER_STIFFNESS = 1000.0
-
+_EYE = np.eye(6)
 
 STUCK = 2e-3
 """Error [m + rad] above which inverse kinematics try once more from a more bent arm."""
@@ -77,6 +69,88 @@ class Pose(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Servos:
+    """How the arm's joints are driven, from the base to the hand.
+
+    Attributes:
+        stiffness: [Nm/rad].
+        damping_s: per stiffness: the joints' speed is their error divided by this.
+        torque: at most [Nm]. Three and more times a real Panda's: a control step may begin with a
+            jump of the speed, which a simulated position servo is expected to follow.
+        armature: [kg m2].
+        drag: of the joints themselves [Nms/rad].
+    """
+
+    stiffness: tuple[float, ...] = (6000.0, 6000.0, 6000.0, 6000.0, 2000.0, 2000.0, 2000.0)
+    damping_s: float = 0.04
+    torque: tuple[float, ...] = (300.0, 300.0, 300.0, 300.0, 80.0, 80.0, 80.0)
+    armature: tuple[float, ...] = (0.05,) * 7
+    drag: float = 1.0
+
+
+class Box(NamedTuple):
+    """A box: its centre and half of its edges [m]."""
+
+    centre: tuple[float, float, float]
+    half: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Fingers:
+    """What the hand grips with. A finger's frame has +z to its end and +y away from the other one.
+
+    Attributes:
+        back: by which the finger is held.
+        pad: what touches what is gripped.
+        blade: what is between them, if it can touch anything.
+        outline: the finger's look: cross-sections (z, least y, greatest y, half of the width) from
+            back to end [m]; empty where upstream's meshes are shown.
+        force_n: most that each finger presses with.
+        stiffness: of its servo [N/m].
+        damping: of its servo [Ns/m].
+        drag: of its joint [Ns/m].
+        armature_kg: of its joint.
+    """
+
+    back: Box
+    pad: Box
+    blade: Box | None = None
+    outline: tuple[tuple[float, float, float, float], ...] = ()
+    force_n: float = 20.0
+    stiffness: float = 1000.0
+    damping: float = 50.0
+    drag: float = 20.0
+    armature_kg: float = 0.1
+
+
+SHORT_FINGERS = Fingers(
+    back=Box((0.0, 0.0165, 0.012), (0.0085, 0.0095, 0.012)),
+    pad=Box((0.0, 0.0065, 0.0385), (0.0085, 0.0065, 0.0155)),
+)
+"""Franka's own."""
+
+LONG_FINGERS = Fingers(
+    back=Box((0.0, 0.0156, 0.010), (0.0100, 0.0130, 0.010)),
+    pad=Box((0.0009, 0.0039, 0.08355), (0.0092, 0.0030, 0.01285)),
+    blade=Box((0.0009, 0.00825, 0.04535), (0.0092, 0.00475, 0.02535)),
+    outline=(
+        (0.0, 0.0026, 0.0286, 0.0100),
+        (0.018, 0.0120, 0.0267, 0.0100),
+        (0.036, 0.0035, 0.0162, 0.0095),
+        (0.054, 0.0035, 0.0147, 0.0095),
+        (0.071, 0.0030, 0.0100, 0.0090),
+        (0.0964, 0.0030, 0.0052, 0.0090),
+    ),
+    force_n=200.0,
+    stiffness=3000.0,
+    damping=0.0,
+    drag=120.0,
+    armature_kg=1.0,
+)
+"""CALVIN's, 0.0964 m long. Source: calvin_env 797142c, data/franka_panda, measured."""
+
+
+@dataclass(frozen=True)
 class Mount:
     """Where the robot stands, where its tip is and how it starts.
 
@@ -85,12 +159,19 @@ class Mount:
         yaw: about the world's z axis [rad].
         tip_offset_m: from the flange to the tip.
         home: joint positions at the start of an episode [rad], in the zero of upstream's model.
+        fingers: what it grips with.
+        servos: how its joints are driven.
+        tip_quat: of the tip in the hand's frame, w first. Half a turn about z for RLBench's
+            Panda_tip, as its recorded poses say; none for CALVIN.
     """
 
     position: tuple[float, float, float]
     home: tuple[float, ...]
     yaw: float = 0.0
     tip_offset_m: float = 0.1034
+    fingers: Fingers = SHORT_FINGERS
+    servos: Servos = Servos()  # noqa: RUF009  frozen
+    tip_quat: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0)
 
 
 def add_panda(spec: Any, mount: Mount) -> None:
@@ -107,13 +188,13 @@ def _attach(spec: Any, mount: Mount, visuals: bool) -> None:
     frame = spec.worldbody.add_frame(
         pos=mount.position, quat=[np.cos(mount.yaw / 2), 0, 0, np.sin(mount.yaw / 2)]
     )
-    spec.attach(_make_panda(mount.tip_offset_m, visuals), prefix="panda_", frame=frame)
+    spec.attach(_make_panda(mount, visuals), prefix="panda_", frame=frame)
 
 
-def _make_panda(tip_offset_m: float, visuals: bool) -> Any:
+def _make_panda(mount: Mount, visuals: bool) -> Any:
     """Return the robot as a `mujoco.MjSpec` of its own, names without prefix."""
     mujoco = require("mujoco", "rlbench-twin", "the Panda of the twins")
-    geom = mujoco.mjtGeom
+    geom, fingers = mujoco.mjtGeom, mount.fingers
     spec = mujoco.MjSpec.from_file(str(find_robosuite_assets() / "robots/panda/robot.xml"))
     for body in spec.bodies:
         for old in [*body.geoms, *body.sites, *body.cameras]:
@@ -122,15 +203,15 @@ def _make_panda(tip_offset_m: float, visuals: bool) -> Any:
     for old in [*spec.meshes, *spec.materials, *spec.actuators]:
         old.delete()
     spec.detach_body(spec.body("right_hand"))
+    servos = mount.servos
     for index in range(7):
-        joint = spec.joint(f"joint{index + 1}")
-        joint.armature, joint.damping = ARMATURE, 1.0
-        _add_servo(
-            spec, f"joint{index + 1}", STIFFNESS[index], TORQUE_NM[index], DAMPING_PER_STIFFNESS_S
-        )
+        name = f"joint{index + 1}"
+        joint = spec.joint(name)
+        joint.armature, joint.damping = servos.armature[index], servos.drag
+        stiffness, torque = servos.stiffness[index], servos.torque[index]
+        _add_servo(spec, name, stiffness, torque, servos.damping_s)
 
-    # The hand is turned against the flange by -45 degrees, its tip's frame by 180 more, as
-    # RLBench's Panda_tip (its recorded poses say so) and CALVIN's.
+    # The hand is turned against the flange by -45 degrees.
     hand = spec.body("link7").add_body(
         name="hand",
         pos=[0, 0, FLANGE_M],
@@ -142,7 +223,7 @@ def _make_panda(tip_offset_m: float, visuals: bool) -> Any:
         explicitinertial=True,
     )
     hand.add_site(
-        name="tip", pos=[0, 0, tip_offset_m], quat=[0, 0, 0, 1], size=[0.005] * 3, group=5
+        name="tip", pos=[0, 0, mount.tip_offset_m], quat=mount.tip_quat, size=[0.005] * 3, group=5
     )
     solid = {"group": 3, "friction": [1.0, 0.005, 0.0001]}
     hand.add_geom(
@@ -165,21 +246,29 @@ def _make_panda(tip_offset_m: float, visuals: bool) -> Any:
             axis=[0, 1, 0],
             range=[0.0, FINGER_OPEN_M],
             limited=1,
-            damping=20.0,
-            armature=0.1,
+            damping=fingers.drag,
+            armature=fingers.armature_kg,
         )
         finger.add_geom(
             name=f"{name}_back",
             type=geom.mjGEOM_BOX,
-            pos=[0, 0.0165, 0.012],
-            size=[0.0085, 0.0095, 0.012],
+            pos=fingers.back.centre,
+            size=fingers.back.half,
             **solid,
         )
+        if fingers.blade is not None:
+            finger.add_geom(
+                name=f"{name}_blade",
+                type=geom.mjGEOM_BOX,
+                pos=fingers.blade.centre,
+                size=fingers.blade.half,
+                **solid,
+            )
         finger.add_geom(
             name=f"{name}_pad",
             type=geom.mjGEOM_BOX,
-            pos=[0, 0.0065, 0.0385],
-            size=[0.0085, 0.0065, 0.0155],
+            pos=fingers.pad.centre,
+            size=fingers.pad.half,
             group=3,
             friction=[2.0, 0.05, 0.0001],
             condim=4,
@@ -189,7 +278,13 @@ def _make_panda(tip_offset_m: float, visuals: bool) -> Any:
             solref=[0.01, 1.0],
             solimp=[0.99, 0.999, 0.001, 0.5, 2],
         )
-        _add_servo(spec, f"finger_joint{name[-1]}", FINGER_STIFFNESS, FINGER_FORCE_N, 0.05)
+        _add_servo(
+            spec,
+            f"finger_joint{name[-1]}",
+            fingers.stiffness,
+            fingers.force_n,
+            fingers.damping / fingers.stiffness,
+        )
     spec.add_equality(
         name="fingers",
         type=mujoco.mjtEq.mjEQ_JOINT,
@@ -199,7 +294,7 @@ def _make_panda(tip_offset_m: float, visuals: bool) -> Any:
         data=[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     )
     if visuals:
-        _add_visuals(spec)
+        _add_visuals(spec, fingers)
     return spec
 
 
@@ -223,9 +318,11 @@ _HOLDERS = {"right_gripper": "hand", "leftfinger": "finger1", "rightfinger": "fi
 """Upstream's gripper bodies -> ours. Upstream's hand visual lies turned by 90 degrees."""
 
 
-def _add_visuals(spec: Any) -> None:
+def _add_visuals(spec: Any, fingers: Fingers) -> None:
     mujoco = require("mujoco", "rlbench-twin", "the Panda of the twins")
     for index, part in enumerate(load_panda_parts()):
+        if fingers.outline and "finger" in part.body:
+            continue
         name = f"visual{index}"
         spec.add_mesh(
             name=name,
@@ -242,6 +339,33 @@ def _add_visuals(spec: Any) -> None:
             group=1,
             mass=0,
         )
+    if fingers.outline:
+        _add_finger_visuals(spec, fingers)
+
+
+def _add_finger_visuals(spec: Any, fingers: Fingers) -> None:
+    mujoco = require("mujoco", "rlbench-twin", "the Panda of the twins")
+    vertices, faces = _loft(fingers.outline)
+    spec.add_mesh(name="finger", uservert=vertices.ravel(), userface=faces.ravel())
+    look = {"rgba": [0.9, 0.9, 0.9, 1.0], "contype": 0, "conaffinity": 0, "group": 1, "mass": 0}
+    for name in ("finger1", "finger2"):
+        body = spec.body(name)
+        body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname="finger", **look)
+        body.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_BOX, pos=fingers.pad.centre, size=fingers.pad.half, **look
+        )
+
+
+def _loft(sections: tuple[tuple[float, float, float, float], ...]) -> tuple[Any, Any]:
+    """Return vertices and triangles, flat shaded, of a finger's outline."""
+    rings = [[(-w, lo, z), (w, lo, z), (w, hi, z), (-w, hi, z)] for z, lo, hi, w in sections]
+    quads = [rings[0][::-1], rings[-1]]
+    for k in range(len(rings) - 1):
+        near, far = rings[k], rings[k + 1]
+        quads += [[near[i], near[i - 3], far[i - 3], far[i]] for i in range(4)]
+    vertices = np.array(quads, dtype=np.float64).reshape(-1, 3)
+    corners = 4 * np.arange(len(quads))[:, None]
+    return vertices, np.concatenate([corners + [0, 1, 2], corners + [0, 2, 3]])
 
 
 class Panda:
@@ -262,16 +386,23 @@ class Panda:
         self._fingers = np.array([model.joint(name).qposadr[0] for name in FINGER_JOINTS])
         self._finger_ctrl = np.array([model.actuator(name).id for name in FINGER_JOINTS])
         self._tip = model.site(TIP).id
+        self._lead_s = mount.servos.damping_s
         self._solver = Kinematics(mount)
         self.low, self.high = model.jnt_range[[model.joint(n).id for n in ARM_JOINTS]].T.copy()
         self.target = np.array(mount.home)
 
-    def reset(self) -> None:
-        """Put the robot into its home pose with the gripper open; `mj_forward` is the caller's."""
-        self._data.qpos[self._qpos] = self.target = np.array(self._mount.home)
-        self._data.qpos[self._fingers] = FINGER_OPEN_M
+    def reset(
+        self, joints: NDArray[np.float64] | None = None, finger_m: float = FINGER_OPEN_M
+    ) -> None:
+        """Put the robot into a pose, by default home, and its fingers `finger_m` from the middle.
+
+        All servos hold what is there. `mj_forward` is the caller's.
+        """
+        self.target = np.array(self._mount.home if joints is None else joints, dtype=np.float64)
+        self._data.qpos[self._qpos] = self.target
+        self._data.qpos[self._fingers] = finger_m
         self._data.ctrl[self._ctrl] = self.target
-        self._data.ctrl[self._finger_ctrl] = FINGER_OPEN_M
+        self._data.ctrl[self._finger_ctrl] = finger_m
 
     @property
     def joints(self) -> NDArray[np.float64]:
@@ -357,7 +488,7 @@ class Panda:
         self, joints: NDArray[np.float64], velocities: NDArray[np.float64] | float = 0.0
     ) -> None:
         """Set the servos' targets; the velocities are fed forward, so that the arm does not lag."""
-        self._data.ctrl[self._ctrl] = joints + DAMPING_PER_STIFFNESS_S * np.asarray(velocities)
+        self._data.ctrl[self._ctrl] = joints + self._lead_s * np.asarray(velocities)
 
     def command_fingers(self, opening: float) -> None:
         """Set the fingers' target, 0 closed to 1 open."""
@@ -398,6 +529,51 @@ class Kinematics:
                 return other, least
         return found, error
 
+    def approach(
+        self,
+        position: NDArray[np.float64],
+        quaternion_wxyz: NDArray[np.float64],
+        start: NDArray[np.float64],
+        iterations: int = 3,
+        tolerance: float = 1e-4,
+    ) -> NDArray[np.float64]:
+        """Return joint positions that bring the tip to a pose, or nearer to it than `start` does.
+
+        For poses that change little from call to call: a few steps of damped least squares, drawn
+        towards home where that leaves the tip alone, clipped to the joint limits.
+
+        Args:
+            position: [m], world frame.
+            quaternion_wxyz: of the tip.
+            start: joint positions to begin from, such as those of the last call.
+            iterations: most steps.
+            tolerance: error [m + rad] that is left.
+        """
+        mujoco, model, data, jacobian = self._mujoco, self._model, self._data, self._jacobian
+        tip, found, turn, delta = self._site, np.empty(4), np.empty(3), np.empty(6)
+        joints = start
+        for _ in range(iterations):
+            data.qpos[:7] = joints
+            mujoco.mj_kinematics(model, data)
+            matrix = data.site_xmat[tip]
+            mujoco.mju_mat2Quat(found, matrix)
+            mujoco.mju_subQuat(turn, quaternion_wxyz, found)
+            delta[:3] = position - data.site_xpos[tip]
+            delta[3:] = matrix.reshape(3, 3) @ turn
+            error = float(delta @ delta)
+            if error < tolerance * tolerance:
+                break
+            mujoco.mj_comPos(model, data)
+            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], tip)
+            arm, damping = jacobian[:, :7], (error + 1e-5) * _EYE
+            drift = 0.02 * (self._home - joints)
+            step = drift + arm.T @ np.linalg.solve(arm @ arm.T + damping, delta - arm @ drift)
+            ahead = joints + step
+            if ((ahead < self._low) | (ahead > self._high)).any():
+                ahead = joints + self._step(joints, delta, arm, damping, 0.02)
+            joints = ahead
+        return joints
+
     def _descend(
         self, pose: Pose, start: NDArray[np.float64], iterations: int
     ) -> tuple[NDArray[np.float64], float]:
@@ -426,20 +602,31 @@ class Kinematics:
             # Sugihara 2011, "Solvability-Unconcerned Inverse Kinematics by the Levenberg-Marquardt
             # Method", IEEE T-RO 27(5), eq. 15.
             damping = (0.5 * float(delta @ delta) + 1e-5) * np.eye(6)
-            step = 0.01 * (self._home - joints)
-            free = np.ones(7, dtype=bool)
-            held = step
-            for _ in range(3):  # joints that would pass their limits stop there; the others do more
-                part = arm * free
-                left = delta - arm @ step
-                step = step + part.T @ np.linalg.solve(part @ part.T + damping, left)
-                held = np.clip(joints + step, self._low, self._high) - joints
-                beyond = np.abs(held - step) > 1e-9
-                if not beyond.any():
-                    break
-                step, free = held, free & ~beyond
-            joints = joints + held
+            joints = joints + self._step(joints, delta, arm, damping, 0.01)
         return best, least
+
+    def _step(
+        self,
+        joints: NDArray[np.float64],
+        delta: NDArray[np.float64],
+        jacobian: NDArray[np.float64],
+        damping: NDArray[np.float64],
+        homing: float,
+    ) -> NDArray[np.float64]:
+        """Return a step of damped least squares within the joint limits, drawn towards home."""
+        step = homing * (self._home - joints)
+        free = np.ones(7, dtype=bool)
+        held = step
+        for _ in range(3):  # joints that would pass their limits stop there; the others do more
+            part = jacobian * free
+            left = delta - jacobian @ step
+            step = step + part.T @ np.linalg.solve(part @ part.T + damping, left)
+            held = np.clip(joints + step, self._low, self._high) - joints
+            beyond = np.abs(held - step) > 1e-9
+            if not beyond.any():
+                break
+            step, free = held, free & ~beyond
+        return held
 
 
 @functools.lru_cache(maxsize=8)
@@ -449,30 +636,3 @@ def _compile_kinematics(mount: Mount) -> Any:
     spec.compiler.degree = False
     _attach(spec, mount, visuals=False)
     return spec.compile()
-
-
-def rotation_vector(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return axis times angle [rad] of a rotation matrix, shape (3,)."""
-    skew = np.array(
-        [matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]]
-    )
-    sine = np.linalg.norm(skew) / 2
-    angle = np.arctan2(sine, (np.trace(matrix) - 1) / 2)
-    if sine > 1e-6:
-        return skew * (angle / (2 * sine))
-    if angle < 1.0:
-        return skew / 2
-    # Near half a turn the axis is the column of matrix + 1 that is longest.
-    columns = matrix + np.eye(3)
-    axis = columns[:, int(np.argmax(np.diag(columns)))]
-    return axis / np.linalg.norm(axis) * angle
-
-
-def vector_to_matrix(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rotation matrix of axis times angle [rad]."""
-    angle = float(np.linalg.norm(vector))
-    if angle < 1e-12:
-        return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross

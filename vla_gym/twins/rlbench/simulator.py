@@ -20,6 +20,7 @@ from vla_gym.contract import eef_proprio
 from vla_gym.deps import require
 from vla_gym.errors import SimulatorCrashed, UnknownName
 from vla_gym.rendering import Renderer
+from vla_gym.rotations import quaternion_to_matrix, vector_to_matrix
 from vla_gym.suite import Frame, Setup
 from vla_gym.suites.rlbench import (
     BASE_POSITION_M,
@@ -29,9 +30,8 @@ from vla_gym.suites.rlbench import (
     decode_joint_position,
     decode_joint_velocity,
     decode_keypose,
-    matrix_from_quaternion,
 )
-from vla_gym.twins.panda import FINGER_OPEN_M, Pose, vector_to_matrix
+from vla_gym.twins.panda import FINGER_OPEN_M, Pose
 from vla_gym.twins.rlbench.scene import (
     COLLISION_GROUP,
     JOINT4_OFFSET,
@@ -209,7 +209,7 @@ class RLBenchTwin:
         """Carry out a key pose: go there, then open or close."""
         keypose = decode_keypose(action)
         robot = self._world.robot
-        pose = Pose(keypose.position_m, matrix_from_quaternion(keypose.quaternion_xyzw))
+        pose = Pose(keypose.position_m, quaternion_to_matrix(keypose.quaternion_xyzw))
         path = robot.trace_line(pose, robot.target)
         if path is None:
             found = robot.search(pose, robot.target, self._rng)
@@ -249,10 +249,11 @@ class RLBenchTwin:
         if setup.state:
             task = self._task
             state = world.write_state(self._variation, task.bodies, task.joints)
-        size = setup.image_size
         failed = bool(error) and setup.keywords["on_invalid_action"] == "terminate"
         return Frame(
-            images={camera: self.render(camera, size, size) for camera in setup.cameras},
+            images={
+                camera: self.render(camera, size, size) for camera, size in setup.images.items()
+            },
             proprio=proprio,
             state=state,
             reward=float(success),

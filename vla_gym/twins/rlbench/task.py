@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_gym.rotations import rotation_vector, vector_to_matrix
 from vla_gym.suites.rlbench import POSITION_M, ROTATION_RAD
-from vla_gym.twins.panda import Kinematics, Pose, rotation_vector, vector_to_matrix
+from vla_gym.twins.panda import Kinematics, Pose
 from vla_gym.twins.rlbench.scene import FOV_DEG, MOUNT, TASK_CENTRE_M, SceneBuilder
 from vla_gym.twins.rlbench.world import Snapshot, World, yaw_matrix
 

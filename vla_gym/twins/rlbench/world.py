@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vla_gym.deps import require
 from vla_gym.errors import InvalidOption
-from vla_gym.suites.rlbench import matrix_from_quaternion
+from vla_gym.rotations import quaternion_to_matrix
 from vla_gym.suites.rlbench_twin import MAX_BODIES, MAX_JOINTS, TWIN_STATE_DIM
 from vla_gym.twins.panda import FINGER_JOINTS, Panda, Pose
 from vla_gym.twins.rlbench.scene import MOUNT, quat_wxyz
@@ -226,7 +226,7 @@ def read_state(
 
     def pose(start: int) -> Pose:
         quat = state[start + 3 : start + 7]
-        return Pose(state[start : start + 3].copy(), matrix_from_quaternion(quat))
+        return Pose(state[start : start + 3].copy(), quaternion_to_matrix(quat))
 
     return Snapshot(
         tip=pose(15),

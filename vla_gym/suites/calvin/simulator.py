@@ -1,0 +1,296 @@
+"""`CalvinSimulator`: CALVIN's tasks and its long-horizon protocol on either play table.
+
+What an episode is stands here once, for both simulators: where it starts, what an action means,
+when a task is solved, which instruction is in force. The table (`vla_gym.suites.calvin.table`) knows
+nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_gym.contract import eef_proprio
+from vla_gym.errors import InvalidOption, SimulatorCrashed, UnknownName
+from vla_gym.rotations import (
+    euler_to_matrix,
+    matrix_to_quaternion,
+    rotation_vector,
+    vector_to_matrix,
+)
+from vla_gym.suite import Frame, Setup
+from vla_gym.suites.calvin.chains import initial_observations, load_chains
+from vla_gym.suites.calvin.oracle import ROBOT, Record, solved
+from vla_gym.suites.calvin.scenes import (
+    BASE_POSITION_M,
+    BLOCKS,
+    DRAWER_OPEN_M,
+    OPENING_M,
+    SCENES,
+    SWITCH_ON_M,
+    Scene,
+)
+from vla_gym.suites.calvin.skills import Pick
+from vla_gym.suites.calvin.starts import Start, sample_start
+from vla_gym.suites.calvin.table import CAMERAS, ROBOT_OBS_DIM, SCENE_OBS_DIM, Reading, Table
+from vla_gym.suites.calvin.tasks import CHAIN, SUBTASK_STEPS, TASKS
+
+__all__ = ["POSITION_M", "ROTATION_RAD", "CalvinSimulator", "open_original"]
+
+POSITION_M, ROTATION_RAD = 0.02, 0.05
+"""What +1 means per axis and control step: calvin_env 797142c, robot/robot.py, `max_rel_pos`,
+`max_rel_orn`."""
+
+REACH_M, REACH_RAD = 0.08, 0.3
+"""`ee_delta`: how far its target may be from where the end effector is. Enough for the arm's lag at
+full speed and for a firm push; what cannot be reached is not stored up. Upstream stores it up."""
+
+_CAMERAS = dict(zip(("primary", "wrist"), CAMERAS))  # noqa: B905  Python 3.8 has no strict=
+
+_BY_NATIVE = {task.native: task for task in TASKS.values()}
+
+GRASP_ATTEMPTS, GRASP_STEPS = 20, 200
+"""Of a start with a block in the gripper: starts drawn, and control steps for picking it up."""
+
+
+def open_original(setup: Setup) -> CalvinSimulator:
+    """Return one task of CALVIN on the original simulator."""
+    from vla_gym.suites.calvin.playtable import PlayTable
+
+    keywords = setup.keywords
+    table = PlayTable(keywords["scene"], keywords["renderer"], keywords["calvin_env_root"])
+    return CalvinSimulator(setup, table)
+
+
+class CalvinSimulator:
+    """One task of CALVIN, or the chain of five, on a play table.
+
+    An episode is a function of its seed and options alone. `info` says `subtask` (upstream's name
+    of the task in force) and for the chain `chain` (its number of the 1000, -1 where only a state
+    was given), `chain_length` (how many are solved) and `subtask_step`.
+
+    Args:
+        setup: what is asked for.
+        table: the play table, which this simulator closes.
+    """
+
+    def __init__(self, setup: Setup, table: Table) -> None:
+        self._setup, self._table = setup, table
+        self._scene = SCENES[setup.keywords["scene"]]
+        self._names: tuple[str, ...] = ()  # upstream's names of the tasks, in turn
+        self._chain = -1
+        self._solved = 0
+        self._steps = 0  # since the present task began
+        self._target_position = np.zeros(3)
+        self._target_rotation = np.eye(3)
+
+    def reset(self, seed: int, options: Mapping[str, Any]) -> Frame:
+        """Start the episode of `seed`, or what the options say; see `SUITE.options`."""
+        rng = np.random.default_rng(seed)
+        given = _read_states(options, self._scene)
+        is_chain = self._setup.native_task == CHAIN
+        if is_chain:
+            self._chain = _choose_chain(options, rng)
+            chain = load_chains()[self._chain]
+            self._names = chain.tasks
+            start = Start(*(given or initial_observations(chain)), None)
+            self._place(start)
+        else:
+            if "chain" in options:
+                raise InvalidOption("options['chain'] is for VLA/CALVIN-Chain alone")
+            self._chain, self._names = -1, (self._setup.native_task,)
+            if given:
+                self._place(Start(*given, None))
+            else:
+                self._place_sampled(rng)
+        self._solved, self._steps = 0, 0
+        reading = self._table.read()
+        self._start = reading.record
+        return self._frame(reading, False)
+
+    def step(self, action: NDArray[np.float32]) -> Frame:
+        """Apply one action of the mode, each entry in [-1, 1]."""
+        self._apply(action.astype(np.float64))
+        reading = self._table.read()
+        if not np.isfinite(reading.robot_obs).all() or not np.isfinite(reading.scene_obs).all():
+            raise SimulatorCrashed(
+                f"the physics of {self._setup.task} in scene {self._scene.name} has become "
+                "unstable; reset to go on, and please report the seed"
+            )
+        self._steps += 1
+        achieved = False
+        if self._solved < len(self._names):
+            achieved = solved(self._names[self._solved], self._start, reading.record)
+        if achieved:
+            self._solved += 1
+            if self._solved < len(self._names):
+                self._start, self._steps = reading.record, 0
+        return self._frame(reading, achieved)
+
+    def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        """Return a camera's picture: uint8 (height, width, 3), upright."""
+        if camera not in _CAMERAS:
+            raise UnknownName("camera", camera, _CAMERAS, self._setup.native_task)
+        return self._table.render(_CAMERAS[camera], height, width)
+
+    def close(self) -> None:
+        """Free the play table."""
+        self._table.close()
+
+    def _apply(self, action: NDArray[np.float64], mode: str | None = None) -> None:
+        gripper = 1.0 if action[6] > 0 else -1.0
+        if (mode or self._setup.action_mode) == "native":
+            self._table.move(np.append(action[:6], gripper))
+            return
+        self._advance_target(action)
+        quaternion = matrix_to_quaternion(self._target_rotation)
+        self._table.move_to(self._target_position.copy(), quaternion, gripper)
+
+    def _advance_target(self, action: NDArray[np.float64]) -> None:
+        """Move the target of `ee_delta`, within reach of where the end effector is."""
+        tip, rotation = self._tip
+        position = self._target_position + POSITION_M * action[:3]
+        self._target_position = np.clip(position, tip - REACH_M, tip + REACH_M)
+        turned = vector_to_matrix(ROTATION_RAD * action[3:6]) @ self._target_rotation
+        ahead = rotation_vector(turned @ rotation.T)
+        angle = float(np.linalg.norm(ahead))
+        if angle > REACH_RAD:
+            turned = vector_to_matrix(ahead * (REACH_RAD / angle)) @ rotation
+        self._target_rotation = turned
+
+    def _place_sampled(self, rng: np.random.Generator) -> None:
+        """Put the table into a random state in which the task can be solved."""
+        name = self._setup.native_task
+        for _ in range(GRASP_ATTEMPTS):
+            start = sample_start(name, self._scene, rng)
+            self._place(start)
+            if start.grasp is None or self._pick(start.grasp):
+                return
+        raise SimulatorCrashed(
+            f"{self._setup.task} in scene {self._scene.name}: in {GRASP_ATTEMPTS} random states "
+            "the gripper could not pick up the block with which the task starts; please report it"
+        )
+
+    def _place(self, start: Start) -> None:
+        self._table.reset(start.robot_obs, start.scene_obs)
+        self._see(self._table.read())
+        self._target_position, self._target_rotation = self._tip
+
+    def _pick(self, block: str) -> bool:
+        """Pick up a block; return whether the robot holds it and touches nothing else."""
+        skill = Pick(block, self._scene)
+        reading = self._table.read()
+        for _ in range(GRASP_STEPS):
+            self._apply(skill.act(reading.robot_obs, reading.scene_obs), "ee_delta")
+            reading = self._table.read()
+            self._see(reading)
+            if skill.done:
+                break
+        return _holds(reading.record, block)
+
+    def _see(self, reading: Reading) -> None:
+        robot = reading.robot_obs
+        self._tip = robot[:3].copy(), euler_to_matrix(robot[3:6])
+
+    def _frame(self, reading: Reading, achieved: bool) -> Frame:
+        setup = self._setup
+        self._see(reading)
+        position, rotation = self._tip
+        opening = reading.robot_obs[6] / OPENING_M
+        if setup.proprio == "eef":
+            proprio = eef_proprio(position - np.array(BASE_POSITION_M), rotation, opening)
+        else:
+            joints = reading.robot_obs[7:14]
+            opening = min(max(opening, 0.0), 1.0)
+            proprio = np.concatenate([joints, reading.joint_velocities, [opening]])
+        done = self._solved == len(self._names)
+        task = _BY_NATIVE[self._names[min(self._solved, len(self._names) - 1)]]
+        info: dict[str, Any] = {"subtask": task.native}
+        if setup.native_task == CHAIN:
+            info.update(chain=self._chain, chain_length=self._solved, subtask_step=self._steps)
+        return Frame(
+            images={
+                camera: self.render(camera, size, size) for camera, size in setup.images.items()
+            },
+            proprio=proprio,
+            state=np.concatenate([reading.robot_obs, reading.scene_obs]) if setup.state else None,
+            reward=float(achieved),
+            success=done,
+            info=info,
+            instructions=(task.instruction, *task.paraphrases),
+            truncated=setup.native_task == CHAIN and not done and self._steps >= SUBTASK_STEPS,
+        )
+
+
+def _holds(record: Record, block: str) -> bool:
+    alone = record.blocks[block].contacts == {ROBOT}
+    return alone and record.robot_contacts == {block}
+
+
+def _choose_chain(options: Mapping[str, Any], rng: np.random.Generator) -> int:
+    count = len(load_chains())
+    if "chain" not in options:
+        return int(rng.integers(count))
+    value = options["chain"]
+    valid = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not valid or not 0 <= value < count:
+        raise InvalidOption(
+            f"options['chain'] of VLA/CALVIN-Chain must be a whole number in [0, {count - 1}], not "
+            f"{value!r}"
+        )
+    return int(value)
+
+
+def _read_states(
+    options: Mapping[str, Any], scene: Scene
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Return `robot_obs` and `scene_obs` of the options, checked; None where they are not given."""
+    names = ("robot_obs", "scene_obs")
+    given = [name for name in names if name in options]
+    if not given:
+        return None
+    if len(given) == 1:
+        raise InvalidOption(f"options[{given[0]!r}] needs the other of {names} too")
+    arrays = []
+    for name, size in zip(names, (ROBOT_OBS_DIM, SCENE_OBS_DIM)):  # noqa: B905  Python 3.8
+        try:
+            array = np.array(options[name], dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidOption(f"options[{name!r}] must be {size} numbers: {error}") from error
+        if array.shape != (size,) or not np.isfinite(array).all():
+            raise InvalidOption(
+                f"options[{name!r}] must be {size} finite numbers, not shape {array.shape}, "
+                f"{array.tolist()}"
+            )
+        arrays.append(array)
+    _check_ranges(arrays[0], arrays[1], scene)
+    return arrays[0], arrays[1]
+
+
+def _check_ranges(
+    robot_obs: NDArray[np.float64], scene_obs: NDArray[np.float64], scene: Scene
+) -> None:
+    tolerance = 2e-3  # recorded states pass their stops by what the physics gives way
+    ranges = [
+        ("the fingers' distance, robot_obs[6]", robot_obs[6], 0.0, OPENING_M),
+        ("the gripper command, robot_obs[14]", robot_obs[14], -1.0, 1.0),
+        ("the door, scene_obs[0]", scene_obs[0], 0.0, scene.slider_range),
+        ("the drawer, scene_obs[1]", scene_obs[1], 0.0, DRAWER_OPEN_M),
+        ("the button, scene_obs[2]", scene_obs[2], 0.0, 0.02),
+        ("the switch, scene_obs[3]", scene_obs[3], 0.0, SWITCH_ON_M),
+        ("the light bulb, scene_obs[4]", scene_obs[4], 0.0, 1.0),
+        ("the LED, scene_obs[5]", scene_obs[5], 0.0, 1.0),
+    ]
+    wrong = [
+        f"{what} is {value:g}, valid is {low:g} to {high:g}"
+        for what, value, low, high in ranges
+        if not low - tolerance <= value <= high + tolerance
+    ]
+    blocks = scene_obs[6:].reshape(len(BLOCKS), 6)
+    if np.abs(blocks[:, :3]).max() > 2.0:
+        wrong.append("a block's position, scene_obs[6:], is more than 2 m from the table")
+    if wrong:
+        raise InvalidOption(f"reset of scene {scene.name}: " + "; ".join(wrong))

@@ -1,0 +1,881 @@
+"""Scripted skills for CALVIN's 34 tasks: from what is observed to actions, on either table.
+
+A plan is a generator: it yields where the tool centre point (TCP) shall go next and is sent what is
+seen once it is there. A `Skill` steers from goal to goal with actions of the mode `ee_delta`. All
+is a function of `robot_obs` and `scene_obs`; nobody tells a skill about contacts, so that whether
+the gripper holds a block is inferred from where both are.
+
+Frames: world. The hand's own axes are x to its front, y along which the fingers open, z out of the
+hand. `upright` hands (`_hand(0, 0)`) have x pointing away from the viewer and z down.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_gym.rotations import euler_to_matrix, rotation_vector, vector_to_matrix
+from vla_gym.suites.calvin.scenes import (
+    BLOCK_DEPTH_M,
+    BLOCKS,
+    IN_DRAWER_Z_M,
+    ON_TABLE_Z_M,
+    Scene,
+)
+
+__all__ = ["Body", "Pick", "Skill", "View", "collides", "look", "make_skill"]
+
+Vector = NDArray[np.float64]
+
+POSITION_M, ROTATION_RAD = 0.02, 0.05
+"""What +1 of an action means per axis and control step."""
+
+REACH_M, REACH_RAD = 0.08, 0.3
+"""How far the controller's target may be from the TCP."""
+
+HOVER_Z_M = 0.60
+"""Where the TCP crosses the table, with a block in the gripper or without."""
+
+HOVER_Y_M = -0.12
+"""How near to the cabinet it crosses it: the door's handle reaches to y = -0.034."""
+
+UP = np.array([0.0, 0.0, 1.0])
+
+SLOPE = np.array([0.0, 0.5, math.sqrt(0.75)])
+OUTWARD = np.array([0.0, -math.sqrt(0.75), 0.5])
+SILL = np.array([0.0, 0.02, 0.44])
+"""The cabinet's face: it starts at the sill and leans back by 30 degrees."""
+
+FINGER_HALF_M = 0.0105
+"""Half the thickness of a finger, across and, where both are closed, also along the closing."""
+
+
+GRIPPED_M = 0.03
+"""Opening above which closed fingers have something between them; the least block leaves 0.039."""
+
+
+class Body(NamedTuple):
+    """A block: position of its centre [m], rotation matrix, half sizes along its own axes [m]."""
+
+    position: Vector
+    rotation: Vector
+    half: Vector
+
+
+class View(NamedTuple):
+    """What a plan sees: the TCP's pose, the fingers, the joints of the table, the blocks."""
+
+    position: Vector
+    rotation: Vector
+    opening: float
+    is_closing: bool
+    slider: float
+    drawer: float
+    switch: float
+    blocks: Mapping[str, Body]
+    scene: Scene
+
+
+class Goal(NamedTuple):
+    """Where the TCP shall go, in a straight line.
+
+    Attributes:
+        position, rotation: the pose.
+        is_open: what the gripper shall do meanwhile.
+        speed: share of the greatest speed.
+        near: distance [m] at which the goal counts as reached.
+        patience: control steps without coming nearer after which it counts as reached, too.
+        hold: control steps to stay there; 0 for a pose that is only passed.
+    """
+
+    position: Vector
+    rotation: Vector
+    is_open: bool
+    speed: float = 1.0
+    near: float = 0.006
+    patience: int = 12
+    hold: int = 0
+
+
+Plan = Generator[Goal, View, None]
+
+
+def look(robot_obs: Vector, scene_obs: Vector, scene: Scene) -> View:
+    """Return what `robot_obs` and `scene_obs` say."""
+    poses = scene_obs[6:].reshape(len(BLOCKS), 6)
+    blocks = {}
+    for name, pose in zip(scene.order, poses):  # noqa: B905  Python 3.8 has no strict=
+        half = np.array([scene.length(name), BLOCK_DEPTH_M, BLOCK_DEPTH_M]) / 2
+        blocks[name] = Body(pose[:3].copy(), euler_to_matrix(pose[3:]), half)
+    return View(
+        robot_obs[:3].copy(),
+        euler_to_matrix(robot_obs[3:6]),
+        float(robot_obs[6]),
+        bool(robot_obs[14] < 0),
+        *(float(scene_obs[i]) for i in (0, 1, 3)),
+        blocks,
+        scene,
+    )
+
+
+class Skill:
+    """A plan being carried out.
+
+    Args:
+        plan: makes the plan from what is seen first.
+        scene: the table.
+
+    Attributes:
+        done: whether the plan has come to its end; `act` then stays where it is.
+    """
+
+    def __init__(self, plan: Callable[[View], Plan], scene: Scene) -> None:
+        self._make, self._scene = plan, scene
+        self._plan: Plan | None = None
+        self._goal: Goal | None = None
+        self._target: tuple[Vector, Vector] | None = None
+        self.done = False
+
+    def act(self, robot_obs: Vector, scene_obs: Vector) -> NDArray[np.float32]:
+        """Return the next action of the mode `ee_delta`, shape (7,), each entry in [-1, 1]."""
+        view = look(np.asarray(robot_obs, float), np.asarray(scene_obs, float), self._scene)
+        if self._plan is None:
+            self._plan = self._make(view)
+            self._target = view.position, view.rotation
+            self._last = view.position
+            self._next(lambda plan: next(plan))
+        elif not self.done and self._has_arrived(view):
+            self._next(lambda plan: plan.send(view))
+        return self._steer(view)
+
+    def _next(self, advance: Callable[[Plan], Goal]) -> None:
+        assert self._plan is not None
+        try:
+            self._goal = advance(self._plan)
+        except StopIteration:
+            self.done = True
+        self._least, self._stalled, self._held = math.inf, 0, 0
+        self._push = np.zeros(3)
+
+    def _has_arrived(self, view: View) -> bool:
+        goal = self._goal
+        assert goal is not None
+        error = float(np.linalg.norm(goal.position - view.position))
+        turn = float(np.linalg.norm(rotation_vector(goal.rotation @ view.rotation.T)))
+        left = error + 0.1 * turn
+        if left < self._least - 1e-3:
+            self._least, self._stalled = left, 0
+        else:
+            self._stalled += 1
+        if (error < goal.near and turn < 0.1) or self._stalled > goal.patience or self._held:
+            self._held += 1
+            return self._held > goal.hold
+        return False
+
+    def _steer(self, view: View) -> NDArray[np.float32]:
+        """Move the controller's target along the straight line to the goal.
+
+        Inverse kinematics leave an error of millimetres, at the edge of reach of centimetres; what
+        remains once the arm has come to rest is slowly added to the goal.
+        """
+        action = np.zeros(7, np.float32)
+        goal, target = self._goal, self._target
+        assert target is not None
+        if goal is None:  # a plan without goals: nothing can be done
+            action[6] = -1.0 if view.is_closing else 1.0
+            return action
+        position, rotation = target
+        position = np.clip(position, view.position - REACH_M, view.position + REACH_M)
+        error = goal.position - view.position
+        if np.linalg.norm(view.position - self._last) < 2e-3 and np.linalg.norm(error) < 0.05:
+            self._push = np.clip(self._push + 0.2 * error, -0.03, 0.03)
+        self._last = view.position
+        move = goal.position + self._push - position
+        turn = rotation_vector(goal.rotation @ rotation.T)
+        steps = max(np.abs(move).max() / POSITION_M, np.abs(turn).max() / ROTATION_RAD, 1e-6)
+        share = min(1.0, goal.speed * self._brake(view) / steps)
+        action[:3] = np.clip(share * move / POSITION_M, -1, 1)
+        action[3:6] = np.clip(share * turn / ROTATION_RAD, -1, 1)
+        action[6] = 1.0 if goal.is_open else -1.0
+        self._target = self._advance(view, position, rotation, action)
+        return action
+
+    def _brake(self, view: View) -> float:
+        """Return a share of the speed: less where the arm falls behind, which takes it off its way.
+
+        At full speed it is about 0.03 m and 0.1 rad behind.
+        """
+        assert self._target is not None
+        position, rotation = self._target
+        lag = float(np.linalg.norm(position - self._push - view.position)) / 0.06
+        lag = max(lag, float(np.linalg.norm(rotation_vector(rotation @ view.rotation.T))) / 0.25)
+        return min(1.0, max(0.05, 2.0 - 2.0 * lag))
+
+    def _advance(
+        self, view: View, position: Vector, rotation: Vector, action: NDArray[np.float32]
+    ) -> tuple[Vector, Vector]:
+        """Return where the controller's target will be: as `CalvinSimulator` bounds it."""
+        position = position + POSITION_M * action[:3].astype(float)
+        position = np.clip(position, view.position - REACH_M, view.position + REACH_M)
+        rotation = vector_to_matrix(ROTATION_RAD * action[3:6].astype(float)) @ rotation
+        ahead = rotation_vector(rotation @ view.rotation.T)
+        angle = float(np.linalg.norm(ahead))
+        if angle > REACH_RAD:
+            rotation = vector_to_matrix(ahead * (REACH_RAD / angle)) @ view.rotation
+        return position, rotation
+
+
+class Pick(Skill):
+    """Pick up a block from wherever it is, to where the robot touches nothing else."""
+
+    def __init__(self, block: str, scene: Scene) -> None:
+        super().__init__(lambda view: _pick(view, block), scene)
+
+
+def make_skill(task: str, scene: Scene) -> Skill:
+    """Return the skill for a task.
+
+    Args:
+        task: upstream's name of it, such as `"rotate_red_block_left"`.
+        scene: the table.
+    """
+    return Skill(lambda view: _solve(view, task), scene)
+
+
+def _solve(view: View, task: str) -> Plan:
+    words = task.split("_")
+    held = _held(view)
+    if held is not None and task not in ("place_in_slider", "place_in_drawer", "stack_block"):
+        view = yield from _put_down(view, held)
+    if words[0] == "rotate":
+        yield from _rotate(view, words[1], 1 if words[3] == "left" else -1)
+    elif words[0] == "push" and words[1] != "into":
+        yield from _push(view, words[1], 1 if words[3] == "right" else -1)
+    elif words[0] == "lift":
+        yield from _lift(view, words[1])
+    elif task in ("move_slider_left", "move_slider_right"):
+        yield from _move_slider(view, 1 if words[2] == "left" else -1)
+    elif task in _PLANS:
+        yield from _PLANS[task](view)
+    else:
+        raise ValueError(f"no skill for the task {task!r}; see vla_gym.suites.calvin.tasks.TASKS")
+
+
+# Geometry
+
+
+def _turn(angle: float) -> Vector:
+    return vector_to_matrix(np.array([0.0, 0.0, angle]))
+
+
+def _hand(angle: float, tilt: float) -> Vector:
+    """Return the hand's rotation: fingers close along `angle`, turned to the front by `tilt`.
+
+    Args:
+        angle: of the closing direction against the world's x axis [rad].
+        tilt: of the hand's z axis against straight down [rad].
+    """
+    across = np.array([math.cos(angle), math.sin(angle), 0.0])
+    ahead = np.array([-math.sin(angle), math.cos(angle), 0.0])
+    up = np.array([0.0, 0.0, 1.0])
+    front = math.cos(tilt) * ahead + math.sin(tilt) * up
+    return np.stack([front, across, math.sin(tilt) * ahead - math.cos(tilt) * up], 1)
+
+
+FACING = _hand(0.0, math.pi / 3)
+"""At right angles to the cabinet's face."""
+
+UPRIGHT = _hand(0.0, 0.0)
+TILTED = _hand(0.0, 0.45)
+
+
+def _on_face(x: float, outward: float, along: float) -> Vector:
+    """Return the point `outward` from the cabinet's face and `along` it from the sill."""
+    return np.array([x, 0.0, 0.0]) + SILL + outward * OUTWARD + along * SLOPE
+
+
+def _box(low: Iterable[float], high: Iterable[float], points: Vector) -> NDArray[np.bool_]:
+    return np.all((points > np.array(list(low))) & (points < np.array(list(high))), axis=1)
+
+
+def collides(points: Vector, view: View, but: Iterable[str] = ()) -> NDArray[np.bool_]:
+    """Return which points are inside the table, its parts or a block.
+
+    Args:
+        points: shape (N, 3).
+        view: what is where.
+        but: blocks that do not count.
+    """
+    scene, margin = view.scene, 0.003
+    x, y, z = points.T
+    face = points - SILL
+    outward, along = face @ OUTWARD, face @ SLOPE
+    on_face = np.stack([x, outward, along], 1)
+    hit = (z < 0.438) & (np.abs(x) < 0.44) & (np.abs(y) < 0.183)
+    inside = (np.abs(x - scene.cabinet_x) < 0.26 - margin) & (y < 0.16 - margin)
+    inside &= z < 0.628 - margin
+    hit |= (outward < margin) & (z < 0.65) & (z > 0.4) & (y < 0.18) & (y > 0.02) & ~inside
+    door = scene.slider_x - view.slider
+    hit |= _box((door, 0, -0.01), (door + 0.28, 0.022 + margin, 0.23), on_face)
+    hit |= _box((door + 0.115, 0, 0.025), (door + 0.165, 0.083, 0.195), on_face)
+    lever = 0.068 + view.switch
+    hit |= _box(
+        (scene.switch_x - 0.063, 0, lever - 0.027),
+        (scene.switch_x + 0.063, 0.067, lever + 0.011),
+        on_face,
+    )
+    hit |= (np.hypot(x - scene.button_x, y + 0.12) < 0.04 + margin) & (z < 0.487)
+    hit |= _box(
+        (scene.button_x - 0.083, 0.137, 0.64), (scene.button_x + 0.083, 0.19, 0.667), points
+    )
+    hit |= _box((scene.switch_x - 0.03, 0.13, 0.64), (scene.switch_x + 0.03, 0.19, 0.7), points)
+    hit |= _hits_drawer(points, view)
+    for name, block in view.blocks.items():
+        if name not in but:
+            own = (points - block.position) @ block.rotation
+            hit |= np.all(np.abs(own) < block.half + margin, axis=1)
+    return hit
+
+
+def _hits_drawer(points: Vector, view: View) -> NDArray[np.bool_]:
+    x, q = view.scene.drawer_x, view.drawer
+    whole = _box((x - 0.203, -0.185 - q, 0.30), (x + 0.203, 0.061 - q, 0.404), points)
+    hollow = _box((x - 0.174, -0.157 - q, 0.344), (x + 0.174, 0.035 - q, 0.5), points)
+    bar = _box((x - 0.124, -0.264 - q, 0.337), (x + 0.124, -0.235 - q, 0.383), points)
+    return (whole & ~hollow) | bar
+
+
+def _sample_gripper() -> Vector:
+    """Return points of the open gripper, in the hand's frame with its origin at the TCP."""
+    fingers = [
+        (x, side * y, z)
+        for side in (-1, 1)
+        for z, outer in ((0.0148, 0.049), (-0.01, 0.052), (-0.045, 0.06))
+        for x in (-FINGER_HALF_M, 0.0, FINGER_HALF_M)
+        for y in (0.045, outer)
+    ]
+    hand = [
+        (x, y, z)
+        for z in (-0.074, -0.107, -0.14)
+        for y in np.linspace(-0.104, 0.104, 7)
+        for x in (-0.032, 0.032)
+    ]
+    wrist = [(x, y, -0.22) for x in (-0.05, 0.05) for y in (-0.05, 0.05)]
+    return np.array(fingers + hand + wrist)
+
+
+GRIPPER_POINTS = _sample_gripper()
+
+
+def _corners(body: Body, scale: float = 1.0) -> Vector:
+    grid = np.array(list(itertools.product((-1, 0, 1), repeat=3)), float)
+    return body.position + (grid * body.half * scale) @ body.rotation.T
+
+
+def _extent(body: Body, axis: Vector) -> float:
+    """Return how far a block reaches from its centre along a unit vector."""
+    return float(np.abs(body.rotation.T @ axis) @ body.half)
+
+
+def _held(view: View) -> str | None:
+    """Return the block between the fingers, None if there is none."""
+    if not view.is_closing or view.opening < GRIPPED_M:
+        return None
+    near = {k: float(np.linalg.norm(b.position - view.position)) for k, b in view.blocks.items()}
+    name = min(near, key=lambda k: near[k])
+    return name if near[name] < 0.04 else None
+
+
+# Motions that plans are made of: generators, too; they return what is seen at their end.
+
+
+Motion = Generator[Goal, View, View]
+
+
+def _retreat(view: View) -> Motion:
+    """Leave the spot where the gripper is along the way it will have come, to above the table."""
+    is_open = not view.is_closing
+    if view.is_closing and view.opening > GRIPPED_M and _held(view) is None:
+        is_open = True
+        view = yield Goal(view.position, view.rotation, True, hold=4)
+    approach = view.rotation[:, 2]
+    at, rotation = view.position, view.rotation
+    if at[1] > HOVER_Y_M - 0.02 and approach[1] > 0.2 and at[2] < HOVER_Z_M + 0.03:
+        view = yield Goal(at - 0.14 * approach, rotation, is_open, near=0.03)
+        at = at - 0.14 * approach
+    top = np.array([at[0], min(at[1], HOVER_Y_M), max(at[2], HOVER_Z_M)])
+    if at[1] <= HOVER_Y_M and at[2] < HOVER_Z_M:
+        top[2] = HOVER_Z_M
+    view = yield Goal(top, rotation, is_open, near=0.02)
+    return view
+
+
+def _travel(view: View, position: Vector, rotation: Vector, is_open: bool) -> Motion:
+    """Go to a pose on a way that touches nothing."""
+    far = float(np.linalg.norm(position - view.position)) > 0.03
+    if far and (view.position[2] < HOVER_Z_M - 0.04 or view.position[1] > HOVER_Y_M + 0.03):
+        view = yield from _retreat(view)
+    over = np.array([position[0], min(position[1], HOVER_Y_M), max(position[2], HOVER_Z_M)])
+    view = yield Goal(over, rotation, is_open, near=0.02)
+    view = yield Goal(position, rotation, is_open, near=0.01)
+    return view
+
+
+DRAGGED_Y_M = -0.04
+"""Where a block is drawn that cannot be grasped inside the cabinet, whose floor is as high as the
+table."""
+
+
+class Grasp(NamedTuple):
+    """Where the gripper closes: pose of the TCP, and how much of it would touch something else."""
+
+    position: Vector
+    rotation: Vector
+    hits: int = 0
+
+
+def _choose_grasp(
+    view: View, name: str, turns: tuple[float, ...] = (0.0,), tilt: float = 0.45
+) -> Grasp:
+    """Return the grasp of a block that touches least and twists the wrist least.
+
+    Args:
+        view: what is seen.
+        name: of the block.
+        turns: angles by which the hand will be turned about the vertical while it holds the block;
+            0 for the grasp itself.
+        tilt: of the hand, where nothing is in the way.
+    """
+    block = view.blocks[name]
+    best, least = None, math.inf
+    for cost, grasp in sorted(_list_grasps(block, turns, tilt), key=lambda pair: pair[0]):
+        if cost >= least:  # all that follow are worse even if they touch nothing
+            break
+        position, rotation, _ = grasp
+        gripper = GRIPPER_POINTS @ rotation.T
+        way = [position - back * rotation[:, 2] + gripper for back in (0.0, 0.05, 0.1)]
+        hits = int(collides(np.concatenate(way), view).sum())
+        if any(turns):
+            held = [position + GRIPPER_POINTS @ (_turn(turn) @ rotation).T for turn in turns]
+            hits += int(collides(np.concatenate(held), view, (name,)).sum())
+        if cost + HIT_COST * hits < least:
+            best, least = grasp._replace(hits=hits), cost + HIT_COST * hits
+    if best is None:  # it lies on an edge: from above, as it comes
+        best = Grasp(block.position + 0.01 * UP, UPRIGHT)
+    return best
+
+
+HIT_COST = 2.0
+"""Of one of `GRIPPER_POINTS` in something solid; a turn of the wrist costs 0.5 per radian."""
+
+
+def _list_grasps(
+    block: Body, turns: tuple[float, ...], tilt: float
+) -> Iterator[tuple[float, Grasp]]:
+    """Yield grasps of a block with what they cost where nothing is in the way.
+
+    Fingers that close askew on a block turn it until it fits; ones that close beside its middle
+    move it there.
+    """
+    for index in range(3):
+        axis, half = block.rotation[:, index], block.half[index]
+        if abs(axis[2]) > 0.5 or half > 0.03:
+            continue
+        main = math.atan2(axis[1], axis[0])
+        long = max((i for i in range(3) if i != index), key=lambda i: block.half[i])
+        along = (block.half[long] - BLOCK_DEPTH_M / 2) * block.rotation[:, long]
+        for half_turns, skew, shift, aside, tilted in itertools.product(
+            (-1, 0, 1),
+            (0.0, -0.25, 0.25, -0.5, 0.5, -0.75, 0.75),
+            (0.0, -1.0, 1.0) if np.abs(along).max() > 0.005 else (0.0,),
+            (0.0, -0.5, 0.5, -1.0, 1.0),
+            (0.0, 0.2, 0.45, 0.7),
+        ):
+            angle = math.remainder(main, 2 * math.pi) + half_turns * math.pi + skew
+            wrist = max(abs(angle + turn) for turn in turns)
+            if wrist > 2.0:
+                continue
+            rotation = _hand(angle, tilted)
+            room = max(0.0, 0.038 - half - 0.02 * abs(skew))
+            centre = block.position + shift * along + aside * room * rotation[:, 1]
+            low = _floor(block.position) + 0.021 + 0.01 * math.sin(tilted)
+            position = np.array([centre[0], centre[1], max(centre[2], low)])
+            cost = 0.5 * wrist + abs(skew) + 0.3 * (abs(shift) + abs(aside))
+            cost += 0.6 * abs(tilted - tilt) + 50.0 * max(0.0, half - 0.0201)
+            yield cost, Grasp(position, rotation)
+
+
+def _floor(position: Vector) -> float:
+    """Return the height of what a block at this position rests on or would fall to."""
+    on_table = position[1] > -0.185 or position[2] > ON_TABLE_Z_M + 0.02
+    return ON_TABLE_Z_M - 0.02 if on_table else IN_DRAWER_Z_M - 0.0205
+
+
+def _close_on(view: View, grasp: Grasp) -> Motion:
+    """Go to a grasp and close the fingers."""
+    position, rotation, _ = grasp
+    approach = rotation[:, 2]
+    view = yield from _travel(view, position - 0.1 * approach, rotation, True)
+    view = yield Goal(position - 0.04 * approach, rotation, True, near=0.012)
+    view = yield Goal(position, rotation, True, speed=0.5, near=0.004)
+    view = yield Goal(position, rotation, False, near=1.0, hold=7)
+    return view
+
+
+def _pick(view: View, name: str, tilt: float = 0.45) -> Motion:
+    """Pick up a block and hold it above the table; try again where it slips."""
+    for _ in range(3):
+        grasp = _choose_grasp(view, name, tilt=tilt)
+        if grasp.hits and view.blocks[name].position[1] > 0.03:
+            view = yield from _drag_out(view, name)
+            grasp = _choose_grasp(view, name, tilt=tilt)
+        view = yield from _close_on(view, grasp)
+        approach = grasp.rotation[:, 2]
+        back = 0.15 if grasp.position[1] > 0.0 else 0.08
+        away = grasp.position - back * approach
+        view = yield Goal(away, grasp.rotation, False, speed=0.7, near=0.02)
+        top = np.array([away[0], min(away[1], HOVER_Y_M), max(away[2], HOVER_Z_M)])
+        view = yield Goal(top, grasp.rotation, False, near=0.02)
+        if _held(view) == name:
+            break
+        view = yield Goal(view.position, view.rotation, True, hold=4)
+    return view
+
+
+def _drag_out(view: View, name: str) -> Motion:
+    """Press on a block in the cabinet from above and draw it out onto the table."""
+    block = view.blocks[name]
+    top = block.position + (_extent(block, UP) + 0.013) * UP
+    approach = TILTED[:, 2]
+    view = yield from _travel(view, top - 0.1 * approach, TILTED, False)
+    view = yield Goal(top + 0.01 * UP, TILTED, False, speed=0.6)
+    pressing = top - 0.012 * UP
+    view = yield Goal(pressing, TILTED, False, speed=0.3, patience=4)
+    pressing[1] = DRAGGED_Y_M
+    view = yield Goal(pressing, TILTED, False, speed=0.3, patience=8)
+    view = yield from _retreat(view)
+    return view
+
+
+def _level(view: View, name: str) -> Vector:
+    """Return the turn after which the held block stands flat on its lower side."""
+    rotation = view.blocks[name].rotation
+    column = int(np.argmax(np.abs(rotation[2])))
+    axis = rotation[:, column] * np.sign(rotation[2, column])
+    cross = np.cross(axis, [0.0, 0.0, 1.0])
+    sine = float(np.linalg.norm(cross))
+    return vector_to_matrix(cross / sine * math.atan2(sine, axis[2])) if sine > 1e-6 else np.eye(3)
+
+
+def _release_at(
+    view: View, name: str, spots: Iterable[Vector], turns: Iterable[float], drop: float = 0.003
+) -> Motion:
+    """Put the held block down at the free spot that needs the least turning, and let it go.
+
+    Args:
+        view: what is seen.
+        name: of the held block.
+        spots: where its lower side may come to stand, best first.
+        turns: angles [rad] between the closing direction and the world's x axis to choose from.
+        drop: height above the spot at which the fingers open.
+    """
+    block = view.blocks[name]
+    level = _level(view, name)
+    flat = Body(block.position, level @ block.rotation, block.half)
+    offset = level @ (view.position - block.position)
+    hand = level @ view.rotation
+    present = math.atan2(hand[1, 1], hand[0, 1])
+    height = _extent(flat, UP)
+    best, least = None, math.inf
+    for (rank, spot), wanted in itertools.product(enumerate(spots), turns):
+        turn = _turn(wanted - present)
+        centre = spot + np.array([0.0, 0.0, height + drop])
+        rotation = turn @ hand
+        position = centre + turn @ offset
+        body = Body(centre, turn @ flat.rotation, block.half)
+        points = np.concatenate(
+            [position + GRIPPER_POINTS @ rotation.T, _corners(body), _corners(body, 1.2)]
+        )
+        cost = int(collides(points, view, (name,)).sum()) + 0.1 * rank
+        cost += 0.3 * abs(wanted - present)
+        if cost < least:
+            best, least = (position, rotation), cost
+    assert best is not None
+    position, rotation = best
+    approach = rotation[:, 2]
+    view = yield from _travel(view, position - 0.12 * approach, rotation, False)
+    view = yield Goal(position - 0.03 * approach, rotation, False, near=0.012)
+    view = yield Goal(position, rotation, False, speed=0.4, near=0.004, hold=2)
+    view = yield Goal(position, rotation, True, near=1.0, hold=4)
+    view = yield Goal(position - 0.12 * approach, rotation, True, near=0.03)
+    return view
+
+
+def _table_spots(view: View) -> list[Vector]:
+    x_low, x_high = view.scene.areas["table"][0]
+    near = sorted(
+        (np.array([x, y, 0.44]) for x in np.linspace(x_low, x_high, 12) for y in (-0.12, -0.08)),
+        key=lambda spot: float(np.linalg.norm(spot[:2] - view.position[:2])),
+    )
+    return near
+
+
+def _put_down(view: View, name: str) -> Motion:
+    view = yield from _release_at(view, name, _table_spots(view), (0.0, 0.4, -0.4, 0.8, -0.8))
+    return view
+
+
+# Plans, one per kind of task
+
+
+def _rotate(view: View, name: str, sense: int) -> Plan:
+    """Turn a block by 75 degrees between the fingers, a little above the table."""
+    angle = sense * math.radians(78)
+    for _ in range(2):
+        grasp = _choose_grasp(view, name, (0.0, angle / 2, angle), tilt=0.0)
+        view = yield from _close_on(view, grasp)
+        start = view.blocks[name].position
+        shift = min(0.0, max(-0.05, -0.08 - start[1]))
+        above = grasp.position + np.array([0.0, shift, 0.012])
+        view = yield Goal(above, grasp.rotation, False, near=0.01)
+        turned = _turn(angle) @ grasp.rotation
+        view = yield Goal(above, turned, False, near=0.01)
+        view = yield Goal(above - 0.014 * UP, turned, False, speed=0.3, near=0.003, hold=3)
+        view = yield Goal(view.position, turned, True, near=1.0, hold=5)
+        view = yield from _retreat(view)
+
+
+def _push(view: View, name: str, side: int) -> Plan:
+    """Push a block along x with closed fingers; where that cannot be, carry it."""
+    block = view.blocks[name]
+    begin = block.position
+    axis = np.array([1.0, 0.0, 0.0])
+    gap = _extent(block, axis) + FINGER_HALF_M
+    height = ON_TABLE_Z_M + 0.006
+    beside = np.array([begin[0] - side * (gap + 0.02), begin[1], height])
+    moved = Body(begin + side * 0.12 * axis, block.rotation, block.half)
+    shaft = beside + (GRIPPER_POINTS * [1, 0.3, 1]) @ TILTED.T
+    if collides(shaft, view).any() or collides(_corners(moved), view, (name,)).any():
+        yield from _carry_sideways(view, name, side)
+        return
+    view = yield from _travel(view, beside - 0.1 * TILTED[:, 2], TILTED, False)
+    view = yield Goal(beside, TILTED, False, speed=0.6)
+    while True:
+        block = view.blocks[name]
+        if side * (block.position[0] - begin[0]) > 0.125:
+            break
+        lead = block.position[0] - side * (_extent(block, axis) - 0.015)
+        goal = np.array([lead, block.position[1], height])
+        view = yield Goal(goal, TILTED, False, speed=0.4, near=0.02, patience=20)
+    yield from _retreat(view)
+
+
+def _carry_sideways(view: View, name: str, side: int) -> Plan:
+    begin = view.blocks[name].position
+    grasp = _choose_grasp(view, name)
+    view = yield from _close_on(view, grasp)
+    view = yield Goal(grasp.position + 0.03 * UP, grasp.rotation, False, near=0.02)
+    spots = [
+        np.array([begin[0] + side * dx, y, 0.44])
+        for dx in (0.12, 0.14)
+        for y in sorted(np.linspace(-0.14, -0.03, 6), key=lambda y: abs(y - begin[1]))
+    ]
+    present = math.atan2(grasp.rotation[1, 1], grasp.rotation[0, 1])
+    yield from _release_at(view, name, spots, (present, present + 0.4, present - 0.4))
+
+
+def _lift(view: View, name: str) -> Plan:
+    block = view.blocks[name]
+    if block.position[1] > 0.02 and block.position[2] > 0.43:
+        view = yield from _uncover(view, block)
+    yield from _pick(view, name)
+
+
+def _uncover(view: View, block: Body) -> Motion:
+    """Move the door away from a block in the cabinet, if it is in front of it."""
+    scene = view.scene
+    left, right = scene.slider_x - view.slider, scene.slider_x - view.slider + 0.28
+    if left - 0.07 < block.position[0] < right + 0.07:
+        middle = scene.slider_x - scene.slider_range / 2 + 0.14
+        view = yield from _move_slider(view, 1 if block.position[0] > middle else -1)
+    return view
+
+
+def _move_slider(view: View, side: int) -> Motion:
+    """Push the door's handle from its side, to the left (+1) or right (-1), to the stop."""
+    scene = view.scene
+    handle = scene.slider_x - view.slider + 0.14
+    gap = 0.021 + FINGER_HALF_M
+    end = scene.slider_x + 0.14 - (scene.slider_range if side > 0 else 0.0)
+    start = _on_face(handle + side * (gap + 0.025), 0.035, 0.11)
+    stop = _on_face(end + side * (gap - 0.008), 0.035, 0.11)
+    view = yield from _travel(view, start + 0.1 * OUTWARD, FACING, False)
+    view = yield Goal(start, FACING, False, speed=0.6, near=0.01)
+    view = yield Goal(stop, FACING, False, speed=0.5)
+    view = yield from _retreat(view)
+    return view
+
+
+def _open_drawer(view: View) -> Plan:
+    """Reach behind the handle's bar from above and pull."""
+    x = view.scene.drawer_x
+    start = np.array([x, -0.222 - view.drawer, 0.362])
+    view = yield from _travel(view, start + 0.1 * UP, UPRIGHT, False)
+    view = yield Goal(start, UPRIGHT, False, speed=0.6)
+    view = yield Goal(np.array([x, -0.222 - 0.235, 0.362]), UPRIGHT, False, speed=0.5)
+    yield from _retreat(view)
+
+
+def _close_drawer(view: View) -> Plan:
+    """Push the handle's bar from the front."""
+    x = view.scene.drawer_x
+    start = np.array([x, -0.261 - view.drawer - FINGER_HALF_M - 0.025, 0.362])
+    view = yield from _travel(view, start + 0.1 * UP, UPRIGHT, False)
+    view = yield Goal(start, UPRIGHT, False, speed=0.6, near=0.012)
+    view = yield Goal(np.array([x, -0.261, 0.362]), UPRIGHT, False, speed=0.5)
+    yield from _retreat(view)
+
+
+def _turn_on_lightbulb(view: View) -> Plan:
+    """Push the lever up along the cabinet's face, from below its bar."""
+    x, lever = view.scene.switch_x, 0.068 - 0.024 - FINGER_HALF_M
+    start = _on_face(x, 0.035, lever + view.switch - 0.018)
+    view = yield from _travel(view, start + 0.1 * OUTWARD, FACING, False)
+    view = yield Goal(start, FACING, False, speed=0.6)
+    view = yield Goal(_on_face(x, 0.035, lever + 0.09), FACING, False, speed=0.4)
+    yield from _retreat(view)
+
+
+def _turn_off_lightbulb(view: View) -> Plan:
+    """Push the lever down along the cabinet's face, from above its bar."""
+    x, lever = view.scene.switch_x, 0.068 + 0.008 + FINGER_HALF_M
+    start = _on_face(x, 0.035, lever + view.switch + 0.02)
+    view = yield from _travel(view, start + 0.1 * OUTWARD, FACING, False)
+    view = yield Goal(start, FACING, False, speed=0.6)
+    view = yield Goal(_on_face(x, 0.035, lever), FACING, False, speed=0.4)
+    yield from _retreat(view)
+
+
+def _press_button(view: View) -> Plan:
+    over = np.array([view.scene.button_x, -0.12, 0.53])
+    view = yield from _travel(view, over, UPRIGHT, False)
+    view = yield Goal(over - 0.055 * UP, UPRIGHT, False, speed=0.3, hold=1)
+    yield from _retreat(view)
+
+
+def _place_in_slider(view: View) -> Plan:
+    name = _held(view)
+    if name is None:
+        return
+    scene = view.scene
+    low, high = scene.cabinet_x - 0.26, scene.cabinet_x + 0.26
+    door = scene.slider_x - view.slider
+    if door + 0.14 > scene.cabinet_x:
+        high = door
+    else:
+        low = door + 0.28
+    xs = sorted(np.linspace(low + 0.07, high - 0.05, 8), key=lambda x: abs(x - (low + high) / 2))
+    spots = [np.array([x, y, 0.44]) for y in (0.075, 0.06, 0.09) for x in xs]
+    yield from _release_at(view, name, spots, (0.0, 0.35, -0.35, 0.7, -0.7))
+
+
+def _place_in_drawer(view: View) -> Plan:
+    name = _held(view)
+    if name is None:
+        return
+    x, y = view.scene.drawer_x, -0.157 - view.drawer + 0.0975
+    spots = [np.array([x + dx, y, 0.3415]) for dx in (0.0, -0.06, 0.06, -0.1, 0.1)]
+    yield from _release_at(view, name, spots, (0.0, 0.4, -0.4, 0.8, -0.8), drop=0.01)
+
+
+def _stack_block(view: View) -> Plan:
+    name = _held(view)
+    if name is None:
+        return
+    below = _choose_lower(view, name)
+    if below is None:
+        return
+    top = view.blocks[below].position + _extent(view.blocks[below], UP) * UP
+    angles = tuple(np.linspace(-1.5, 1.5, 13))
+    yield from _release_at(view, name, [top], angles)
+
+
+def _choose_lower(view: View, held: str) -> str | None:
+    """Return the block on the table on which a held one can be put."""
+    free = [
+        name
+        for name, block in view.blocks.items()
+        if name != held
+        and block.position[1] < 0.02
+        and 0.44 < block.position[2] < 0.49
+        and _on_top_of(view, name, held) is None
+    ]
+    return min(free, key=lambda k: float(np.linalg.norm(view.blocks[k].position)), default=None)
+
+
+def _on_top_of(view: View, lower: str, but: str = "") -> str | None:
+    base = view.blocks[lower].position
+    for name, block in view.blocks.items():
+        if name in (lower, but):
+            continue
+        gap = block.position - base
+        if 0.03 < gap[2] < 0.07 and np.linalg.norm(gap[:2]) < 0.05:
+            return name
+    return None
+
+
+def _unstack_block(view: View) -> Plan:
+    tops = [top for top in (_on_top_of(view, lower) for lower in view.blocks) if top is not None]
+    if tops:
+        view = yield from _pick(view, tops[0])
+        yield from _put_down(view, tops[0])
+
+
+def _push_into_drawer(view: View) -> Plan:
+    """Push a block over the table's edge, from behind; first bring it to where that can be."""
+    scene = view.scene
+    on_table = [
+        name
+        for name, block in view.blocks.items()
+        if -0.18 < block.position[1] < 0.02 and block.position[2] > 0.44
+    ]
+    if not on_table:
+        return
+    name = min(on_table, key=lambda k: abs(view.blocks[k].position[0] - scene.drawer_x))
+    block = view.blocks[name]
+    axis = np.array([0.0, 1.0, 0.0])
+    x = float(np.clip(block.position[0], scene.drawer_x - 0.11, scene.drawer_x + 0.11))
+    behind = block.position[1] + _extent(block, axis) + FINGER_HALF_M + 0.015
+    if x != block.position[0] or behind > -0.02:
+        view = yield from _pick(view, name)
+        spots = [np.array([x + dx, -0.14, 0.44]) for dx in (0.0, -0.05, 0.05)]
+        view = yield from _release_at(view, name, spots, (0.0, 0.4, -0.4, 0.8, -0.8))
+    block = view.blocks[name]
+    behind = block.position[1] + _extent(block, axis) + FINGER_HALF_M + 0.015
+    start = np.array([block.position[0], behind, ON_TABLE_Z_M + 0.006])
+    view = yield from _travel(view, start - 0.1 * TILTED[:, 2], TILTED, False)
+    view = yield Goal(start, TILTED, False, speed=0.6)
+    while view.blocks[name].position[2] > 0.45 and view.position[1] > -0.23:
+        ahead = np.array([view.blocks[name].position[0], view.position[1] - 0.03, start[2]])
+        view = yield Goal(ahead, TILTED, False, speed=0.4, near=0.02, patience=20)
+    yield from _retreat(view)
+
+
+_PLANS: Mapping[str, Callable[[View], Plan]] = {
+    "open_drawer": _open_drawer,
+    "close_drawer": _close_drawer,
+    "turn_on_lightbulb": _turn_on_lightbulb,
+    "turn_off_lightbulb": _turn_off_lightbulb,
+    "turn_on_led": _press_button,
+    "turn_off_led": _press_button,
+    "place_in_slider": _place_in_slider,
+    "place_in_drawer": _place_in_drawer,
+    "stack_block": _stack_block,
+    "unstack_block": _unstack_block,
+    "push_into_drawer": _push_into_drawer,
+}
