@@ -75,3 +75,18 @@ def find_lack(extra: str) -> str | None:
         if not wanted.specifier.contains(found, prereleases=True):
             return f"{wanted}, found {found}"
     return None
+
+
+def check_calvin_root() -> None:
+    """Skip the running test or fixture where CALVIN's original simulator cannot run.
+
+    Fails instead where VLA_GYM_REQUIRE names calvin.
+    """
+    from vla_gym.suites.calvin.checkout import ROOT_VARIABLE, find_pybullet_obstacle
+
+    asked = "calvin" in read_required()
+    if not asked and not os.environ.get(ROOT_VARIABLE):
+        pytest.skip(f"{ROOT_VARIABLE} is not set: CALVIN's original simulator is not tested")
+    obstacle = find_pybullet_obstacle()
+    if obstacle is not None:
+        (pytest.fail if asked else pytest.skip)(obstacle)

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import ROOT, read_required
+from tests.support import ROOT, check_calvin_root, read_required
 from vla_gym.deps import find_missing
 from vla_gym.errors import BrokenDependency, DependencyNotInstalled, InvalidOption, UnknownName
 from vla_gym.suites.calvin.checkout import (
@@ -47,12 +47,7 @@ STEPS, PICTURES_EVERY = 200, 50
 @pytest.fixture(scope="module")
 def root():
     """Return the checkout; skip where there is none, fail where one was asked for."""
-    asked = "calvin" in read_required()
-    if not asked and not os.environ.get(ROOT_VARIABLE):
-        pytest.skip(f"{ROOT_VARIABLE} is not set: CALVIN's original simulator is not tested")
-    obstacle = find_pybullet_obstacle()
-    if obstacle is not None:
-        (pytest.fail if asked else pytest.skip)(obstacle)
+    check_calvin_root()
     return find_root()
 
 

@@ -170,7 +170,7 @@ class Mount:
     yaw: float = 0.0
     tip_offset_m: float = 0.1034
     fingers: Fingers = SHORT_FINGERS
-    servos: Servos = Servos()  # noqa: RUF009  frozen
+    servos: Servos = Servos()
     tip_quat: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0)
 
 
@@ -365,7 +365,7 @@ def _loft(sections: tuple[tuple[float, float, float, float], ...]) -> tuple[Any,
         quads += [[near[i], near[i - 3], far[i - 3], far[i]] for i in range(4)]
     vertices = np.array(quads, dtype=np.float64).reshape(-1, 3)
     corners = 4 * np.arange(len(quads))[:, None]
-    return vertices, np.concatenate([corners + [0, 1, 2], corners + [0, 2, 3]])
+    return vertices, np.concatenate([corners + np.array([0, 1, 2]), corners + np.array([0, 2, 3])])
 
 
 class Panda:
@@ -540,39 +540,45 @@ class Kinematics:
         """Return joint positions that bring the tip to a pose, or nearer to it than `start` does.
 
         For poses that change little from call to call: a few steps of damped least squares, drawn
-        towards home where that leaves the tip alone, clipped to the joint limits.
+        towards home where that leaves the tip alone. A step that does not bring the tip nearer is
+        taken back and damped more, so that the arm comes to rest also where it cannot reach.
 
         Args:
             position: [m], world frame.
             quaternion_wxyz: of the tip.
             start: joint positions to begin from, such as those of the last call.
             iterations: most steps.
-            tolerance: error [m + rad] that is left.
+            tolerance: error [m + rad] that may be left.
         """
         mujoco, model, data, jacobian = self._mujoco, self._model, self._data, self._jacobian
-        tip, found, turn, delta = self._site, np.empty(4), np.empty(3), np.empty(6)
-        joints = start
-        for _ in range(iterations):
+        tip, found, turn = self._site, np.empty(4), np.empty(3)
+        best = joints = start
+        least, caution = np.inf, 1.0
+        delta, arm = np.empty(6), jacobian[:, :7]
+        for iteration in range(iterations + 1):
             data.qpos[:7] = joints
             mujoco.mj_kinematics(model, data)
             matrix = data.site_xmat[tip]
             mujoco.mju_mat2Quat(found, matrix)
             mujoco.mju_subQuat(turn, quaternion_wxyz, found)
-            delta[:3] = position - data.site_xpos[tip]
-            delta[3:] = matrix.reshape(3, 3) @ turn
-            error = float(delta @ delta)
-            if error < tolerance * tolerance:
+            offset, turned = position - data.site_xpos[tip], matrix.reshape(3, 3) @ turn
+            error = float(offset @ offset + turned @ turned)
+            if error < least:
+                best, least, caution = joints, error, 1.0
+                delta[:3], delta[3:] = offset, turned
+                mujoco.mj_comPos(model, data)
+                mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], tip)
+            else:
+                caution *= 10.0
+            if least < tolerance * tolerance or iteration == iterations:
                 break
-            mujoco.mj_comPos(model, data)
-            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], tip)
-            arm, damping = jacobian[:, :7], (error + 1e-5) * _EYE
-            drift = 0.02 * (self._home - joints)
+            damping = (caution * (least + 1e-5)) * _EYE
+            drift = 0.02 * (self._home - best)
             step = drift + arm.T @ np.linalg.solve(arm @ arm.T + damping, delta - arm @ drift)
-            ahead = joints + step
-            if ((ahead < self._low) | (ahead > self._high)).any():
-                ahead = joints + self._step(joints, delta, arm, damping, 0.02)
-            joints = ahead
-        return joints
+            joints = best + step
+            if ((joints < self._low) | (joints > self._high)).any():
+                joints = best + self._step(best, delta, arm, damping, 0.02)
+        return best
 
     def _descend(
         self, pose: Pose, start: NDArray[np.float64], iterations: int

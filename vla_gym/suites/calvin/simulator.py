@@ -281,14 +281,15 @@ def _check_ranges(
         ("the drawer, scene_obs[1]", scene_obs[1], 0.0, DRAWER_OPEN_M),
         ("the button, scene_obs[2]", scene_obs[2], 0.0, 0.02),
         ("the switch, scene_obs[3]", scene_obs[3], 0.0, SWITCH_ON_M),
-        ("the light bulb, scene_obs[4]", scene_obs[4], 0.0, 1.0),
-        ("the LED, scene_obs[5]", scene_obs[5], 0.0, 1.0),
     ]
     wrong = [
         f"{what} is {value:g}, valid is {low:g} to {high:g}"
         for what, value, low, high in ranges
         if not low - tolerance <= value <= high + tolerance
     ]
+    for what, value in (("bulb, scene_obs[4]", scene_obs[4]), ("LED, scene_obs[5]", scene_obs[5])):
+        if value not in (0.0, 1.0):
+            wrong.append(f"the light of the {what}, is {value:g}, valid is 0 or 1")
     blocks = scene_obs[6:].reshape(len(BLOCKS), 6)
     if np.abs(blocks[:, :3]).max() > 2.0:
         wrong.append("a block's position, scene_obs[6:], is more than 2 m from the table")

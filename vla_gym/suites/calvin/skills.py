@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vla_gym.rotations import euler_to_matrix, rotation_vector, vector_to_matrix
 from vla_gym.suites.calvin.scenes import (
+    BASE_POSITION_M,
     BLOCK_DEPTH_M,
     BLOCKS,
     IN_DRAWER_Z_M,
@@ -77,6 +78,8 @@ class View(NamedTuple):
     slider: float
     drawer: float
     switch: float
+    lightbulb: bool
+    led: bool
     blocks: Mapping[str, Body]
     scene: Scene
 
@@ -118,6 +121,7 @@ def look(robot_obs: Vector, scene_obs: Vector, scene: Scene) -> View:
         float(robot_obs[6]),
         bool(robot_obs[14] < 0),
         *(float(scene_obs[i]) for i in (0, 1, 3)),
+        *(bool(scene_obs[i] > 0.5) for i in (4, 5)),
         blocks,
         scene,
     )
@@ -248,22 +252,56 @@ def make_skill(task: str, scene: Scene) -> Skill:
 
 
 def _solve(view: View, task: str) -> Plan:
+    """Do what the task says until it seems to be done, a few times if need be."""
+    start = view
+    for _ in range(ATTEMPTS):
+        held = _held(view)
+        if held is not None and task not in ("place_in_slider", "place_in_drawer", "stack_block"):
+            view = yield from _put_down(view, held)
+        view = yield from _attempt(view, task)
+        if _seems_solved(start, view, task):
+            break
+
+
+ATTEMPTS = 4
+
+
+def _attempt(view: View, task: str) -> Motion:
     words = task.split("_")
-    held = _held(view)
-    if held is not None and task not in ("place_in_slider", "place_in_drawer", "stack_block"):
-        view = yield from _put_down(view, held)
     if words[0] == "rotate":
-        yield from _rotate(view, words[1], 1 if words[3] == "left" else -1)
-    elif words[0] == "push" and words[1] != "into":
-        yield from _push(view, words[1], 1 if words[3] == "right" else -1)
-    elif words[0] == "lift":
-        yield from _lift(view, words[1])
-    elif task in ("move_slider_left", "move_slider_right"):
-        yield from _move_slider(view, 1 if words[2] == "left" else -1)
-    elif task in _PLANS:
-        yield from _PLANS[task](view)
-    else:
-        raise ValueError(f"no skill for the task {task!r}; see vla_gym.suites.calvin.tasks.TASKS")
+        return _rotate(view, words[1], 1 if words[3] == "left" else -1)
+    if words[0] == "push" and words[1] in BLOCKS:
+        return _push(view, words[1], 1 if words[3] == "right" else -1)
+    if words[0] == "lift":
+        return _lift(view, words[1])
+    if words[:2] == ["move", "slider"]:
+        return _move_slider(view, 1 if words[2] == "left" else -1)
+    if task in _PLANS:
+        return _PLANS[task](view)
+    raise ValueError(f"no skill for the task {task!r}; see vla_gym.suites.calvin.tasks.TASKS")
+
+
+def _seems_solved(start: View, view: View, task: str) -> bool:
+    """Whether what is seen looks as if the task were solved; contacts are not seen."""
+    words = task.split("_")
+    if words[0] == "rotate":
+        before, after = start.blocks[words[1]], view.blocks[words[1]]
+        turn = float(rotation_vector(after.rotation @ before.rotation.T)[2])
+        return (turn if words[3] == "left" else -turn) > math.radians(60)
+    if words[0] == "push" and words[1] in BLOCKS:
+        way = view.blocks[words[1]].position[0] - start.blocks[words[1]].position[0]
+        return (way if words[3] == "right" else -way) > 0.1
+    if words[0] == "lift":
+        return _held(view) == words[1]
+    if words[:2] == ["move", "slider"]:
+        return abs(view.slider - start.slider) > 0.15
+    if words[-1] == "drawer" and words[0] in ("open", "close"):
+        return abs(view.drawer - start.drawer) > 0.12
+    if words[-1] in ("lightbulb", "led"):
+        return (view.lightbulb if words[-1] == "lightbulb" else view.led) == (words[1] == "on")
+    if task == "push_into_drawer":
+        return any(block.position[2] < ON_TABLE_Z_M - 0.04 for block in view.blocks.values())
+    return _held(view) is None  # place, stack, unstack: whatever it was, it is put down
 
 
 # Geometry
@@ -292,6 +330,19 @@ FACING = _hand(0.0, math.pi / 3)
 
 UPRIGHT = _hand(0.0, 0.0)
 TILTED = _hand(0.0, 0.45)
+
+
+SHOULDER = np.array([*BASE_POSITION_M[:2], 0.573])
+WRIST_M, ARM_M = 0.247, 0.78
+"""From the wrist to the TCP, and how far the wrist comes from the shoulder: measured on both tables,
+whose error is below 0.01 m up to there and grows to 0.02 m at 0.8."""
+
+
+def _beyond(position: Vector, rotation: Vector) -> Vector:
+    """Return by which vector the wrist of this pose is out of reach: zero where it is not."""
+    arm = position - WRIST_M * rotation[:, 2] - SHOULDER
+    length = float(np.linalg.norm(arm))
+    return arm * max(0.0, 1.0 - ARM_M / length)
 
 
 def _on_face(x: float, outward: float, along: float) -> Vector:
@@ -421,7 +472,8 @@ def _travel(view: View, position: Vector, rotation: Vector, is_open: bool) -> Mo
     if far and (view.position[2] < HOVER_Z_M - 0.04 or view.position[1] > HOVER_Y_M + 0.03):
         view = yield from _retreat(view)
     over = np.array([position[0], min(position[1], HOVER_Y_M), max(position[2], HOVER_Z_M)])
-    view = yield Goal(over, rotation, is_open, near=0.02)
+    view = yield Goal(over - _beyond(over, rotation), rotation, is_open, near=0.02)
+    position = position - _beyond(position, rotation)
     view = yield Goal(position, rotation, is_open, near=0.01)
     return view
 
@@ -507,6 +559,7 @@ def _list_grasps(
             position = np.array([centre[0], centre[1], max(centre[2], low)])
             cost = 0.5 * wrist + abs(skew) + 0.3 * (abs(shift) + abs(aside))
             cost += 0.6 * abs(tilted - tilt) + 50.0 * max(0.0, half - 0.0201)
+            cost += 30.0 * float(np.linalg.norm(_beyond(position, rotation)))
             yield cost, Grasp(position, rotation)
 
 
@@ -633,7 +686,7 @@ def _put_down(view: View, name: str) -> Motion:
 # Plans, one per kind of task
 
 
-def _rotate(view: View, name: str, sense: int) -> Plan:
+def _rotate(view: View, name: str, sense: int) -> Motion:
     """Turn a block by 75 degrees between the fingers, a little above the table."""
     angle = sense * math.radians(78)
     for _ in range(2):
@@ -645,12 +698,11 @@ def _rotate(view: View, name: str, sense: int) -> Plan:
         view = yield Goal(above, grasp.rotation, False, near=0.01)
         turned = _turn(angle) @ grasp.rotation
         view = yield Goal(above, turned, False, near=0.01)
-        view = yield Goal(above - 0.014 * UP, turned, False, speed=0.3, near=0.003, hold=3)
-        view = yield Goal(view.position, turned, True, near=1.0, hold=5)
+        view = yield Goal(view.position, turned, True, near=1.0, hold=8)
         view = yield from _retreat(view)
 
 
-def _push(view: View, name: str, side: int) -> Plan:
+def _push(view: View, name: str, side: int) -> Motion:
     """Push a block along x with closed fingers; where that cannot be, carry it."""
     block = view.blocks[name]
     begin = block.position
@@ -665,17 +717,27 @@ def _push(view: View, name: str, side: int) -> Plan:
         return
     view = yield from _travel(view, beside - 0.1 * TILTED[:, 2], TILTED, False)
     view = yield Goal(beside, TILTED, False, speed=0.6)
-    while True:
+    while view.position[2] < ON_TABLE_Z_M + 0.04:
         block = view.blocks[name]
-        if side * (block.position[0] - begin[0]) > 0.125:
+        moved = side * (block.position[0] - begin[0])
+        if moved > FLICK_M or side * (view.position[0] - begin[0]) > 0.12:
             break
-        lead = block.position[0] - side * (_extent(block, axis) - 0.015)
-        goal = np.array([lead, block.position[1], height])
-        view = yield Goal(goal, TILTED, False, speed=0.4, near=0.02, patience=20)
+        ahead = np.array([view.position[0] + side * 0.06, block.position[1], height])
+        view = yield Goal(ahead, TILTED, False, near=np.inf)
+    back = view.position - side * 0.05 * axis
+    view = yield Goal(back, TILTED, False, near=0.03, hold=6)
     yield from _retreat(view)
 
 
-def _carry_sideways(view: View, name: str, side: int) -> Plan:
+DROP_M = 0.012
+"""Height from which a block is let go that shall not touch table and gripper at once."""
+
+FLICK_M = 0.075
+"""Way after which a pushed block is left to slide on by itself. It comes to rest away from the
+gripper: what follows may need a block that the robot does not touch."""
+
+
+def _carry_sideways(view: View, name: str, side: int) -> Motion:
     begin = view.blocks[name].position
     grasp = _choose_grasp(view, name)
     view = yield from _close_on(view, grasp)
@@ -686,10 +748,11 @@ def _carry_sideways(view: View, name: str, side: int) -> Plan:
         for y in sorted(np.linspace(-0.14, -0.03, 6), key=lambda y: abs(y - begin[1]))
     ]
     present = math.atan2(grasp.rotation[1, 1], grasp.rotation[0, 1])
-    yield from _release_at(view, name, spots, (present, present + 0.4, present - 0.4))
+    angles = (present, present + 0.4, present - 0.4)
+    yield from _release_at(view, name, spots, angles, drop=DROP_M)
 
 
-def _lift(view: View, name: str) -> Plan:
+def _lift(view: View, name: str) -> Motion:
     block = view.blocks[name]
     if block.position[1] > 0.02 and block.position[2] > 0.43:
         view = yield from _uncover(view, block)
@@ -721,7 +784,7 @@ def _move_slider(view: View, side: int) -> Motion:
     return view
 
 
-def _open_drawer(view: View) -> Plan:
+def _open_drawer(view: View) -> Motion:
     """Reach behind the handle's bar from above and pull."""
     x = view.scene.drawer_x
     start = np.array([x, -0.222 - view.drawer, 0.362])
@@ -731,7 +794,7 @@ def _open_drawer(view: View) -> Plan:
     yield from _retreat(view)
 
 
-def _close_drawer(view: View) -> Plan:
+def _close_drawer(view: View) -> Motion:
     """Push the handle's bar from the front."""
     x = view.scene.drawer_x
     start = np.array([x, -0.261 - view.drawer - FINGER_HALF_M - 0.025, 0.362])
@@ -741,7 +804,7 @@ def _close_drawer(view: View) -> Plan:
     yield from _retreat(view)
 
 
-def _turn_on_lightbulb(view: View) -> Plan:
+def _turn_on_lightbulb(view: View) -> Motion:
     """Push the lever up along the cabinet's face, from below its bar."""
     x, lever = view.scene.switch_x, 0.068 - 0.024 - FINGER_HALF_M
     start = _on_face(x, 0.035, lever + view.switch - 0.018)
@@ -751,7 +814,7 @@ def _turn_on_lightbulb(view: View) -> Plan:
     yield from _retreat(view)
 
 
-def _turn_off_lightbulb(view: View) -> Plan:
+def _turn_off_lightbulb(view: View) -> Motion:
     """Push the lever down along the cabinet's face, from above its bar."""
     x, lever = view.scene.switch_x, 0.068 + 0.008 + FINGER_HALF_M
     start = _on_face(x, 0.035, lever + view.switch + 0.02)
@@ -761,14 +824,14 @@ def _turn_off_lightbulb(view: View) -> Plan:
     yield from _retreat(view)
 
 
-def _press_button(view: View) -> Plan:
+def _press_button(view: View) -> Motion:
     over = np.array([view.scene.button_x, -0.12, 0.53])
     view = yield from _travel(view, over, UPRIGHT, False)
     view = yield Goal(over - 0.055 * UP, UPRIGHT, False, speed=0.3, hold=1)
     yield from _retreat(view)
 
 
-def _place_in_slider(view: View) -> Plan:
+def _place_in_slider(view: View) -> Motion:
     name = _held(view)
     if name is None:
         return
@@ -784,7 +847,7 @@ def _place_in_slider(view: View) -> Plan:
     yield from _release_at(view, name, spots, (0.0, 0.35, -0.35, 0.7, -0.7))
 
 
-def _place_in_drawer(view: View) -> Plan:
+def _place_in_drawer(view: View) -> Motion:
     name = _held(view)
     if name is None:
         return
@@ -793,7 +856,7 @@ def _place_in_drawer(view: View) -> Plan:
     yield from _release_at(view, name, spots, (0.0, 0.4, -0.4, 0.8, -0.8), drop=0.01)
 
 
-def _stack_block(view: View) -> Plan:
+def _stack_block(view: View) -> Motion:
     name = _held(view)
     if name is None:
         return
@@ -829,14 +892,14 @@ def _on_top_of(view: View, lower: str, but: str = "") -> str | None:
     return None
 
 
-def _unstack_block(view: View) -> Plan:
+def _unstack_block(view: View) -> Motion:
     tops = [top for top in (_on_top_of(view, lower) for lower in view.blocks) if top is not None]
     if tops:
         view = yield from _pick(view, tops[0])
         yield from _put_down(view, tops[0])
 
 
-def _push_into_drawer(view: View) -> Plan:
+def _push_into_drawer(view: View) -> Motion:
     """Push a block over the table's edge, from behind; first bring it to where that can be."""
     scene = view.scene
     on_table = [

@@ -1,0 +1,1 @@
+"""CALVIN without calvin_env: its four play tables in MuJoCo."""

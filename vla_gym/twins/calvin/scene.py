@@ -141,7 +141,7 @@ class _Builder:
     def __init__(self, scene: Scene) -> None:
         self._mujoco = require("mujoco", "calvin-twin", "the CALVIN twin")
         self._scene = scene
-        self.spec = self._mujoco.MjSpec()
+        self.spec: Any = self._mujoco.MjSpec()
         self._count = 0
         self._looks: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
         self._set_options()
@@ -169,6 +169,7 @@ class _Builder:
         spec.option.gravity = [0, 0, -9.8]
         spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
         spec.option.impratio = 10.0
+        spec.option.disableflags = mujoco.mjtDisableBit.mjDSBL_AUTORESET
         spec.stat.extent, spec.stat.center = 1.0, [0.0, 0.0, 0.4]
         spec.visual.map.znear, spec.visual.map.zfar = 0.01, 20.0
         spec.visual.headlight.ambient = [AMBIENT] * 3
@@ -222,16 +223,18 @@ class _Builder:
             group=1,
             **_FIXED,
         )
+        # The pedestal is only seen. Its top, shaded in upstream's pictures, lies below the robot.
         x, y, height = BASE_POSITION_M
-        world.add_geom(
-            type=mujoco.mjtGeom.mjGEOM_CYLINDER,
-            pos=[x - 0.05, y, height / 2 - 0.002],  # else it flickers with the base
-            size=[0.13, height / 2, 0],
-            rgba=WHITE,
-            group=1,
-            contype=0,
-            conaffinity=0,
-        )
+        for middle, half, shade in ((height / 2 - 2e-3, height / 2, 1.0), (height, 1e-3, 0.8)):
+            world.add_geom(
+                type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+                pos=[x - 0.05, y, middle],
+                size=[0.13, half, 0],
+                rgba=[shade, shade, shade, 1.0],
+                group=1,
+                contype=0,
+                conaffinity=0,
+            )
         world.add_camera(
             name="static",
             pos=[2.871459, -2.166602, 2.555160],
@@ -484,7 +487,7 @@ class _Builder:
         for (body, material), pieces in self._looks.items():
             quads = np.concatenate(pieces)
             corners = 4 * np.arange(len(quads))[:, None]
-            faces = np.concatenate([corners + [0, 1, 2], corners + [0, 2, 3]])
+            faces = np.concatenate([corners + np.array([0, 1, 2]), corners + np.array([0, 2, 3])])
             name = f"look_{body}_{material}"
             self.spec.add_mesh(
                 name=name,
@@ -576,7 +579,7 @@ def _quat(right: ArrayLike, up: ArrayLike) -> NDArray[np.float64]:
     """Return the quaternion (w first) of a camera that has these axes."""
     mujoco = require("mujoco", "calvin-twin", "the CALVIN twin")
     right = np.asarray(right) / np.linalg.norm(right)
-    back = np.cross(right, up)
+    back = np.cross(right, np.asarray(up))
     back /= np.linalg.norm(back)
     quat = np.zeros(4)
     mujoco.mju_mat2Quat(quat, np.stack([right, np.cross(back, right), back], axis=1).ravel())
