@@ -239,11 +239,13 @@ def test_ee_delta_turns_about_the_axes_of_the_base_and_native_adds_euler_angles(
 def test_what_ee_delta_cannot_reach_is_not_stored_up(make):
     env = make("OpenDrawer")
     start_at(env)
-    down, up = HOLD.copy(), HOLD.copy()
-    down[2], up[2] = -1.0, 1.0
+    left, down, up = HOLD.copy(), HOLD.copy(), HOLD.copy()
+    left[0], down[2], up[2] = -1.0, -1.0, 1.0
+    for _ in range(8):  # away from the drawer's handle
+        env.step(left)
     for _ in range(60):
         low, *_ = env.step(down)
-    for _ in range(12):
+    for _ in range(25):  # 0.5 m; a target that had run ahead would still be 0.6 m below
         high, *_ = env.step(up)
     assert high["state"][2] - low["state"][2] > 0.1
 

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from tests.support import ROOT, needs
 from vla_gym.errors import UnknownName
-from vla_gym.rotations import euler_to_matrix, matrix_to_quaternion, vector_to_matrix
+from vla_gym.rotations import (
+    euler_to_matrix,
+    matrix_to_quaternion,
+    quaternion_to_matrix,
+    rotation_vector,
+    vector_to_matrix,
+)
 from vla_gym.suites.calvin.scenes import BLOCKS, HOME_ROBOT_OBS, SCENES
 
 pytestmark = needs("calvin-twin")
@@ -33,8 +39,8 @@ def state(scene="D", joints=(0, 0, 0, 0), lights=(0, 0), **blocks):
     """Return scene_obs; blocks as colour=(x, y, z, yaw), the others lie in the cabinet's right."""
     found = np.zeros(24)
     found[:4], found[4:6] = joints, lights
-    middle = np.mean(SCENES[scene].areas["slider_right"], axis=0)[0]
-    spare = {name: (middle + 0.09 * (i - 1), 0.1, 0.46, 1.57) for i, name in enumerate(BLOCKS)}
+    cabinet = SCENES[scene].cabinet_x
+    spare = {name: (cabinet + 0.08 + 0.07 * i, 0.1, 0.46, 1.57) for i, name in enumerate(BLOCKS)}
     for index, name in enumerate(SCENES[scene].order):
         x, y, z, yaw = blocks.get(name, spare[name])
         found[6 + 6 * index : 12 + 6 * index] = x, y, z, 0, 0, yaw
@@ -103,13 +109,18 @@ def test_at_home_everything_is_where_upstream_has_it(scene):
     made = table(scene)
     reading = made.read()
     np.testing.assert_allclose(reading.robot_obs, HOME, atol=1e-4)
-    np.testing.assert_allclose(reading.scene_obs, state(scene), atol=1e-4)
+    np.testing.assert_allclose(reading.scene_obs, state(scene), atol=3e-4)  # gravity's first step
     assert np.abs(reading.joint_velocities).max() < 1e-3
     assert not reading.record.robot_contacts
 
 
 lying = st.tuples(st.floats(-0.02, 0.02), st.floats(-0.02, 0.02), st.floats(-3.1, 3.1))
-SLOTS = {"red": (-0.25, -0.08, 0.46), "blue": (0.02, -0.08, 0.46), "pink": (0.25, -0.08, 0.46)}
+
+
+def free_slots(scene):
+    """Return three places on the table, away from the button, in which blocks cannot meet."""
+    button = SCENES[scene].button_x
+    return [x for x in (-0.30, -0.15, 0.0, 0.15, 0.30) if abs(x - button) > 0.11][:3]
 
 
 @st.composite
@@ -119,9 +130,9 @@ def states(draw):
     limits = (SCENES[scene].slider_range, 0.22, 0.0, 0.088)
     joints = [draw(st.floats(0, 1)) * limit for limit in limits]
     blocks = {}
-    for name, slot in SLOTS.items():
+    for name, x in zip(BLOCKS, free_slots(scene), strict=True):
         dx, dy, yaw = draw(lying)
-        blocks[name] = (slot[0] + dx, slot[1] + dy, slot[2], yaw)
+        blocks[name] = (x + dx, dy - 0.08, 0.46, yaw)
     robot = HOME.copy()
     robot[7:14] += draw(st.tuples(*[st.floats(-0.2, 0.2)] * 7))
     robot[6], robot[14] = draw(st.floats(0, 0.08)), draw(st.sampled_from((OPEN, CLOSE)))
@@ -166,6 +177,39 @@ def test_any_state_is_what_comes_back_and_again_bit_for_bit(case):
         assert np.trace(turn) > 3 - 1e-4
 
 
+def test_blocks_put_exactly_onto_something_touch_it_and_do_not_jump():
+    # MuJoCo 3.3.0 answers boxes that just touch with contacts half a metre deep, at one yaw in a
+    # hundred, if their geoms have a margin.
+    made, rng = shared("D"), np.random.default_rng(0)
+    for _ in range(300):
+        yaws = rng.uniform(-3.1, 3.1, 3)
+        asked = state(
+            red=(0.1, -0.08, 0.46, yaws[0]),
+            blue=(0.1, -0.08, 0.50, yaws[1]),
+            pink=(-0.1, 0.09, 0.461, yaws[2]),
+        )
+        made.reset(HOME, asked)
+        reading = made.read()
+        np.testing.assert_allclose(reading.scene_obs[6:], asked[6:], atol=5e-4)
+        contacts = {name: block.contacts for name, block in reading.record.blocks.items()}
+        assert contacts == {
+            "red": {"base_link", "blue"},
+            "blue": {"red"},
+            "pink": {"plank_link"},
+        }
+
+
+@pytest.mark.parametrize("height", [0.46, 0.459990009, 0.460990009])
+def test_the_heights_at_which_upstreams_evaluation_starts_are_contacts(height):
+    made = table(red=(0.05, -0.12, min(height, 0.46), 1.5), pink=(-0.2, 0.0924044687, height, 1.5))
+    blocks = made.read().record.blocks
+    assert blocks["red"].contacts == {"base_link"} and blocks["pink"].contacts == {"plank_link"}
+    act(made, 30)
+    later = made.read().record.blocks
+    for name in ("red", "pink"):
+        assert np.linalg.norm(later[name].position - blocks[name].position) < 1.5e-3
+
+
 def test_what_a_reading_says_twice_is_the_same():
     made = pick_up_from(table(red=(0.05, -0.12, 0.46, 1.5)))
     reading = made.read()
@@ -188,18 +232,25 @@ def pick_up_from(made):
     return made
 
 
-def test_a_block_that_is_thrown_turns_as_its_angles_say():
-    made = table(red=(0.1, -0.1, 0.46, 0.4))
-    go(made, (0.02, -0.1, 0.50), CLOSE)
-    go(made, (0.02, -0.12, 0.465), CLOSE)
-    before = made.read().record.blocks["red"]
-    act(made, 7, CLOSE, dx=1.0)  # off its middle, so that it turns
-    first = made.read().record.blocks["red"]
-    act(made, 1, CLOSE, dx=1.0)
-    second = made.read().record.blocks["red"]
-    assert np.linalg.norm(second.position - before.position) > 0.02
-    speed = (first.linear_velocity + second.linear_velocity) / 2
-    np.testing.assert_allclose((second.position - first.position) * 30, speed, atol=0.12)
+def test_a_pushed_block_moves_and_turns_at_the_speeds_that_it_says():
+    made = table(pink=(0.1, -0.1, 0.46, 1.57))
+    go(made, (0.02, -0.13, 0.55), CLOSE)
+    go(made, (0.02, -0.13, 0.465), CLOSE)
+    near = go(made, (0.07, -0.13, 0.465), CLOSE, rest=0).record.blocks["pink"]
+    for step in range(1, 7):  # off its middle, so that it turns
+        made.move_to(np.array([0.07 + 0.01 * step, -0.13, 0.465]), tilted(), CLOSE)
+        last, near = near, made.read().record.blocks["pink"]
+    assert near.position[0] > 0.11
+    turn = rotation_vector(
+        quaternion_to_matrix(near.quaternion_xyzw) @ quaternion_to_matrix(last.quaternion_xyzw).T
+    )
+    assert turn[2] * 30 > 0.5
+    for moved, one, other in (
+        (near.position - last.position, last.linear_velocity, near.linear_velocity),
+        (turn, last.angular_velocity, near.angular_velocity),
+    ):
+        speed = np.linalg.norm(one + other) / 2
+        np.testing.assert_allclose(30 * moved, (one + other) / 2, atol=0.4 * speed)
 
 
 # ---------------------------------------------------------------- episodes
@@ -365,7 +416,8 @@ def test_blocks_rest_and_touch_what_they_lie_on_at_every_step(scene):
     act(made, 10)
     start = made.read().record.blocks
     heights = {name: block.position[2] for name, block in start.items()}
-    assert heights == pytest.approx({"red": 0.46, "blue": 0.362, "pink": 0.46}, abs=5e-4)
+    # upstream 0.45999, 0.36235, 0.46099
+    assert heights == pytest.approx({"red": 0.46, "blue": 0.3623, "pink": 0.461}, abs=3e-4)
     parts = {"red": "base_link", "blue": "drawer_link", "pink": "plank_link"}
     for _ in range(60):
         blocks = act(made, 1).record.blocks
@@ -439,14 +491,14 @@ def test_the_drawer_is_pulled_by_its_handle_and_pushed_shut():
 
 
 def test_a_block_in_the_drawer_goes_with_it():
-    made = table(joints=(0, 0.22, 0, 0), red=(0.18, -0.15, 0.362, 0.5))
+    made = table(joints=(0, 0.22, 0, 0), red=(0.18, -0.25, 0.362, 0.5))
     go(made, (0.18, -0.56, 0.50), CLOSE)
     go(made, (0.18, -0.56, 0.37), CLOSE)
     shut = go(made, (0.18, -0.28, 0.37), CLOSE)
     assert shut.record.drawer < 0.005
     block = shut.record.blocks["red"]
     assert block.contacts >= {"drawer_link"} and block.position[2] == pytest.approx(0.362, abs=2e-3)
-    assert block.position[1] > -0.10
+    assert block.position[1] > -0.10  # it lay at -0.25
 
 
 def test_the_door_is_pushed_to_the_left_and_stays():
@@ -519,8 +571,7 @@ def test_nothing_goes_through_the_table():
     made.reset(made.read().robot_obs, state())
     pressed = act(made, 40, CLOSE, dz=-1.0)  # the target is 0.8 m below
     assert pressed.robot_obs[2] > 0.43
-    assert pressed.record.robot_contacts == {"base_link"}
-    assert np.abs(pressed.joint_velocities).max() < 1.0
+    assert "base_link" in pressed.record.robot_contacts
 
 
 @pytest.mark.parametrize("scene", sorted(SCENES))

@@ -347,7 +347,7 @@ def _add_finger_visuals(spec: Any, fingers: Fingers) -> None:
     mujoco = require("mujoco", "rlbench-twin", "the Panda of the twins")
     vertices, faces = _loft(fingers.outline)
     spec.add_mesh(name="finger", uservert=vertices.ravel(), userface=faces.ravel())
-    look = {"rgba": [0.9, 0.9, 0.9, 1.0], "contype": 0, "conaffinity": 0, "group": 1, "mass": 0}
+    look = {"rgba": [1.0, 1.0, 1.0, 1.0], "contype": 0, "conaffinity": 0, "group": 1, "mass": 0}
     for name in ("finger1", "finger2"):
         body = spec.body(name)
         body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname="finger", **look)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from vla_gym.suites.calvin.scenes import (
     Scene,
 )
 
-__all__ = ["Body", "Pick", "Skill", "View", "collides", "look", "make_skill"]
+__all__ = ["Body", "Pick", "Skill", "View", "block_points", "collides", "look", "make_skill"]
 
 Vector = NDArray[np.float64]
 
@@ -105,7 +105,9 @@ class Goal(NamedTuple):
     hold: int = 0
 
 
-Plan = Generator[Goal, View, None]
+if TYPE_CHECKING:  # Python 3.8 cannot subscript collections.abc at run time
+    Plan = Generator[Goal, View, Any]
+    Motion = Generator[Goal, View, View]
 
 
 def look(robot_obs: Vector, scene_obs: Vector, scene: Scene) -> View:
@@ -116,14 +118,17 @@ def look(robot_obs: Vector, scene_obs: Vector, scene: Scene) -> View:
         half = np.array([scene.length(name), BLOCK_DEPTH_M, BLOCK_DEPTH_M]) / 2
         blocks[name] = Body(pose[:3].copy(), euler_to_matrix(pose[3:]), half)
     return View(
-        robot_obs[:3].copy(),
-        euler_to_matrix(robot_obs[3:6]),
-        float(robot_obs[6]),
-        bool(robot_obs[14] < 0),
-        *(float(scene_obs[i]) for i in (0, 1, 3)),
-        *(bool(scene_obs[i] > 0.5) for i in (4, 5)),
-        blocks,
-        scene,
+        position=robot_obs[:3].copy(),
+        rotation=euler_to_matrix(robot_obs[3:6]),
+        opening=float(robot_obs[6]),
+        is_closing=bool(robot_obs[14] < 0),
+        slider=float(scene_obs[0]),
+        drawer=float(scene_obs[1]),
+        switch=float(scene_obs[3]),
+        lightbulb=bool(scene_obs[4] > 0.5),
+        led=bool(scene_obs[5] > 0.5),
+        blocks=blocks,
+        scene=scene,
     )
 
 
@@ -218,7 +223,7 @@ class Skill:
         position, rotation = self._target
         lag = float(np.linalg.norm(position - self._push - view.position)) / 0.06
         lag = max(lag, float(np.linalg.norm(rotation_vector(rotation @ view.rotation.T))) / 0.25)
-        return min(1.0, max(0.05, 2.0 - 2.0 * lag))
+        return min(1.0, max(0.3, 2.0 - 2.0 * lag))
 
     def _advance(
         self, view: View, position: Vector, rotation: Vector, action: NDArray[np.float32]
@@ -253,13 +258,16 @@ def make_skill(task: str, scene: Scene) -> Skill:
 
 def _solve(view: View, task: str) -> Plan:
     """Do what the task says until it seems to be done, a few times if need be."""
-    start = view
+    start, to_place = view, _held(view)
     for _ in range(ATTEMPTS):
         held = _held(view)
-        if held is not None and task not in ("place_in_slider", "place_in_drawer", "stack_block"):
+        if task in ("place_in_slider", "place_in_drawer", "stack_block"):
+            if held is None and to_place is not None:  # lost on the way
+                view = yield from _pick(view, to_place)
+        elif held is not None:
             view = yield from _put_down(view, held)
         view = yield from _attempt(view, task)
-        if _seems_solved(start, view, task):
+        if _seems_solved(start, view, task, to_place):
             break
 
 
@@ -281,7 +289,7 @@ def _attempt(view: View, task: str) -> Motion:
     raise ValueError(f"no skill for the task {task!r}; see vla_gym.suites.calvin.tasks.TASKS")
 
 
-def _seems_solved(start: View, view: View, task: str) -> bool:
+def _seems_solved(start: View, view: View, task: str, placed: str | None) -> bool:
     """Whether what is seen looks as if the task were solved; contacts are not seen."""
     words = task.split("_")
     if words[0] == "rotate":
@@ -301,7 +309,16 @@ def _seems_solved(start: View, view: View, task: str) -> bool:
         return (view.lightbulb if words[-1] == "lightbulb" else view.led) == (words[1] == "on")
     if task == "push_into_drawer":
         return any(block.position[2] < ON_TABLE_Z_M - 0.04 for block in view.blocks.values())
-    return _held(view) is None  # place, stack, unstack: whatever it was, it is put down
+    if task == "unstack_block":
+        return all(_on_top_of(view, block) is None for block in BLOCKS) and _held(view) is None
+    if placed is None or _held(view) is not None:
+        return False
+    block = view.blocks[placed]
+    if task == "stack_block":
+        return any(_on_top_of(view, lower) == placed for lower in BLOCKS)
+    if task == "place_in_drawer":
+        return block.position[2] < ON_TABLE_Z_M - 0.04
+    return block.position[1] > 0.02
 
 
 # Geometry
@@ -325,9 +342,7 @@ def _hand(angle: float, tilt: float) -> Vector:
     return np.stack([front, across, math.sin(tilt) * ahead - math.cos(tilt) * up], 1)
 
 
-FACING = _hand(0.0, math.pi / 3)
-"""At right angles to the cabinet's face."""
-
+INCLINED = _hand(0.0, 0.8)
 UPRIGHT = _hand(0.0, 0.0)
 TILTED = _hand(0.0, 0.45)
 
@@ -343,6 +358,10 @@ def _beyond(position: Vector, rotation: Vector) -> Vector:
     arm = position - WRIST_M * rotation[:, 2] - SHOULDER
     length = float(np.linalg.norm(arm))
     return arm * max(0.0, 1.0 - ARM_M / length)
+
+
+def _excess(position: Vector, rotation: Vector) -> float:
+    return float(np.linalg.norm(_beyond(position, rotation)))
 
 
 def _on_face(x: float, outward: float, along: float) -> Vector:
@@ -366,7 +385,7 @@ def collides(points: Vector, view: View, but: Iterable[str] = ()) -> NDArray[np.
     x, y, z = points.T
     face = points - SILL
     outward, along = face @ OUTWARD, face @ SLOPE
-    on_face = np.stack([x, outward, along], 1)
+    on_face: Any = np.stack([x, outward, along], 1)
     hit = (z < 0.438) & (np.abs(x) < 0.44) & (np.abs(y) < 0.183)
     inside = (np.abs(x - scene.cabinet_x) < 0.26 - margin) & (y < 0.16 - margin)
     inside &= z < 0.628 - margin
@@ -396,19 +415,23 @@ def collides(points: Vector, view: View, but: Iterable[str] = ()) -> NDArray[np.
 def _hits_drawer(points: Vector, view: View) -> NDArray[np.bool_]:
     x, q = view.scene.drawer_x, view.drawer
     whole = _box((x - 0.203, -0.185 - q, 0.30), (x + 0.203, 0.061 - q, 0.404), points)
-    hollow = _box((x - 0.174, -0.157 - q, 0.344), (x + 0.174, 0.035 - q, 0.5), points)
+    hollow = _box((x - 0.174, -0.157 - q, 0.338), (x + 0.174, 0.035 - q, 0.5), points)
     bar = _box((x - 0.124, -0.264 - q, 0.337), (x + 0.124, -0.235 - q, 0.383), points)
     return (whole & ~hollow) | bar
 
 
-def _sample_gripper() -> Vector:
-    """Return points of the open gripper, in the hand's frame with its origin at the TCP."""
+def _sample_gripper(opening: float) -> Vector:
+    """Return points of the gripper, in the hand's frame with its origin at the TCP.
+
+    Args:
+        opening: of each finger [m].
+    """
     fingers = [
-        (x, side * y, z)
+        (x, side * (opening + y), z)
         for side in (-1, 1)
-        for z, outer in ((0.0148, 0.049), (-0.01, 0.052), (-0.045, 0.06))
+        for z, outer in ((0.0148, 0.009), (-0.01, 0.012), (-0.045, 0.02))
         for x in (-FINGER_HALF_M, 0.0, FINGER_HALF_M)
-        for y in (0.045, outer)
+        for y in (0.005, outer)
     ]
     hand = [
         (x, y, z)
@@ -420,10 +443,11 @@ def _sample_gripper() -> Vector:
     return np.array(fingers + hand + wrist)
 
 
-GRIPPER_POINTS = _sample_gripper()
+GRIPPER_POINTS, CLOSED_POINTS = _sample_gripper(0.04), _sample_gripper(0.0)
 
 
-def _corners(body: Body, scale: float = 1.0) -> Vector:
+def block_points(body: Body, scale: float = 1.0) -> Vector:
+    """Return corners, middles of edges and faces, and centre of a block, shape (27, 3)."""
     grid = np.array(list(itertools.product((-1, 0, 1), repeat=3)), float)
     return body.position + (grid * body.half * scale) @ body.rotation.T
 
@@ -443,9 +467,6 @@ def _held(view: View) -> str | None:
 
 
 # Motions that plans are made of: generators, too; they return what is seen at their end.
-
-
-Motion = Generator[Goal, View, View]
 
 
 def _retreat(view: View) -> Motion:
@@ -512,9 +533,12 @@ def _choose_grasp(
         gripper = GRIPPER_POINTS @ rotation.T
         way = [position - back * rotation[:, 2] + gripper for back in (0.0, 0.05, 0.1)]
         hits = int(collides(np.concatenate(way), view).sum())
-        if any(turns):
-            held = [position + GRIPPER_POINTS @ (_turn(turn) @ rotation).T for turn in turns]
-            hits += int(collides(np.concatenate(held), view, (name,)).sum())
+        for turn in turns:
+            if turn:
+                held = _turn(turn) @ rotation
+                points = position + GRIPPER_POINTS @ held.T
+                hits += int(collides(points, view, (name,)).sum())
+                cost += REACH_COST * _excess(position, held)
         if cost + HIT_COST * hits < least:
             best, least = grasp._replace(hits=hits), cost + HIT_COST * hits
     if best is None:  # it lies on an edge: from above, as it comes
@@ -522,8 +546,9 @@ def _choose_grasp(
     return best
 
 
-HIT_COST = 2.0
-"""Of one of `GRIPPER_POINTS` in something solid; a turn of the wrist costs 0.5 per radian."""
+HIT_COST, REACH_COST = 2.0, 100.0
+"""Of one of `GRIPPER_POINTS` in something solid, and of a metre that the arm is too short; a turn of
+the wrist costs 0.5 per radian."""
 
 
 def _list_grasps(
@@ -559,7 +584,7 @@ def _list_grasps(
             position = np.array([centre[0], centre[1], max(centre[2], low)])
             cost = 0.5 * wrist + abs(skew) + 0.3 * (abs(shift) + abs(aside))
             cost += 0.6 * abs(tilted - tilt) + 50.0 * max(0.0, half - 0.0201)
-            cost += 30.0 * float(np.linalg.norm(_beyond(position, rotation)))
+            cost += REACH_COST * _excess(position, rotation)
             yield cost, Grasp(position, rotation)
 
 
@@ -652,10 +677,10 @@ def _release_at(
         position = centre + turn @ offset
         body = Body(centre, turn @ flat.rotation, block.half)
         points = np.concatenate(
-            [position + GRIPPER_POINTS @ rotation.T, _corners(body), _corners(body, 1.2)]
+            [position + GRIPPER_POINTS @ rotation.T, block_points(body), block_points(body, 1.2)]
         )
         cost = int(collides(points, view, (name,)).sum()) + 0.1 * rank
-        cost += 0.3 * abs(wanted - present)
+        cost += 0.3 * abs(wanted - present) + REACH_COST * _excess(position, rotation)
         if cost < least:
             best, least = (position, rotation), cost
     assert best is not None
@@ -689,17 +714,19 @@ def _put_down(view: View, name: str) -> Motion:
 def _rotate(view: View, name: str, sense: int) -> Motion:
     """Turn a block by 75 degrees between the fingers, a little above the table."""
     angle = sense * math.radians(78)
-    for _ in range(2):
-        grasp = _choose_grasp(view, name, (0.0, angle / 2, angle), tilt=0.0)
-        view = yield from _close_on(view, grasp)
-        start = view.blocks[name].position
-        shift = min(0.0, max(-0.05, -0.08 - start[1]))
-        above = grasp.position + np.array([0.0, shift, 0.012])
-        view = yield Goal(above, grasp.rotation, False, near=0.01)
-        turned = _turn(angle) @ grasp.rotation
-        view = yield Goal(above, turned, False, near=0.01)
-        view = yield Goal(view.position, turned, True, near=1.0, hold=8)
-        view = yield from _retreat(view)
+    grasp = _choose_grasp(view, name, (0.0, angle / 2, angle), tilt=0.0)
+    view = yield from _close_on(view, grasp)
+    if _held(view) != name:
+        return (yield from _retreat(view))
+    start = view.blocks[name].position
+    shift = min(0.0, max(-0.05, -0.08 - start[1]))
+    above = grasp.position + np.array([0.0, shift, 0.012])
+    view = yield Goal(above, grasp.rotation, False, near=0.01)
+    turned = _turn(angle) @ grasp.rotation
+    view = yield Goal(above, turned, False, near=0.01)
+    view = yield Goal(view.position, turned, True, near=1.0, hold=8)
+    view = yield from _retreat(view)
+    return view
 
 
 def _push(view: View, name: str, side: int) -> Motion:
@@ -711,10 +738,9 @@ def _push(view: View, name: str, side: int) -> Motion:
     height = ON_TABLE_Z_M + 0.006
     beside = np.array([begin[0] - side * (gap + 0.02), begin[1], height])
     moved = Body(begin + side * 0.12 * axis, block.rotation, block.half)
-    shaft = beside + (GRIPPER_POINTS * [1, 0.3, 1]) @ TILTED.T
-    if collides(shaft, view).any() or collides(_corners(moved), view, (name,)).any():
-        yield from _carry_sideways(view, name, side)
-        return
+    shaft = beside + CLOSED_POINTS @ TILTED.T
+    if collides(shaft, view).any() or collides(block_points(moved), view, (name,)).any():
+        return (yield from _carry_sideways(view, name, side))
     view = yield from _travel(view, beside - 0.1 * TILTED[:, 2], TILTED, False)
     view = yield Goal(beside, TILTED, False, speed=0.6)
     while view.position[2] < ON_TABLE_Z_M + 0.04:
@@ -726,7 +752,7 @@ def _push(view: View, name: str, side: int) -> Motion:
         view = yield Goal(ahead, TILTED, False, near=np.inf)
     back = view.position - side * 0.05 * axis
     view = yield Goal(back, TILTED, False, near=0.03, hold=6)
-    yield from _retreat(view)
+    return (yield from _retreat(view))
 
 
 DROP_M = 0.012
@@ -749,14 +775,14 @@ def _carry_sideways(view: View, name: str, side: int) -> Motion:
     ]
     present = math.atan2(grasp.rotation[1, 1], grasp.rotation[0, 1])
     angles = (present, present + 0.4, present - 0.4)
-    yield from _release_at(view, name, spots, angles, drop=DROP_M)
+    return (yield from _release_at(view, name, spots, angles, drop=DROP_M))
 
 
 def _lift(view: View, name: str) -> Motion:
     block = view.blocks[name]
     if block.position[1] > 0.02 and block.position[2] > 0.43:
         view = yield from _uncover(view, block)
-    yield from _pick(view, name)
+    return (yield from _pick(view, name))
 
 
 def _uncover(view: View, block: Body) -> Motion:
@@ -777,9 +803,9 @@ def _move_slider(view: View, side: int) -> Motion:
     end = scene.slider_x + 0.14 - (scene.slider_range if side > 0 else 0.0)
     start = _on_face(handle + side * (gap + 0.025), 0.035, 0.11)
     stop = _on_face(end + side * (gap - 0.008), 0.035, 0.11)
-    view = yield from _travel(view, start + 0.1 * OUTWARD, FACING, False)
-    view = yield Goal(start, FACING, False, speed=0.6, near=0.01)
-    view = yield Goal(stop, FACING, False, speed=0.5)
+    view = yield from _travel(view, start - 0.1 * INCLINED[:, 2], INCLINED, False)
+    view = yield Goal(start, INCLINED, False, speed=0.6, near=0.01)
+    view = yield Goal(stop, INCLINED, False, speed=0.5)
     view = yield from _retreat(view)
     return view
 
@@ -791,7 +817,7 @@ def _open_drawer(view: View) -> Motion:
     view = yield from _travel(view, start + 0.1 * UP, UPRIGHT, False)
     view = yield Goal(start, UPRIGHT, False, speed=0.6)
     view = yield Goal(np.array([x, -0.222 - 0.235, 0.362]), UPRIGHT, False, speed=0.5)
-    yield from _retreat(view)
+    return (yield from _retreat(view))
 
 
 def _close_drawer(view: View) -> Motion:
@@ -801,40 +827,52 @@ def _close_drawer(view: View) -> Motion:
     view = yield from _travel(view, start + 0.1 * UP, UPRIGHT, False)
     view = yield Goal(start, UPRIGHT, False, speed=0.6, near=0.012)
     view = yield Goal(np.array([x, -0.261, 0.362]), UPRIGHT, False, speed=0.5)
-    yield from _retreat(view)
+    return (yield from _retreat(view))
 
 
 def _turn_on_lightbulb(view: View) -> Motion:
     """Push the lever up along the cabinet's face, from below its bar."""
-    x, lever = view.scene.switch_x, 0.068 - 0.024 - FINGER_HALF_M
-    start = _on_face(x, 0.035, lever + view.switch - 0.018)
-    view = yield from _travel(view, start + 0.1 * OUTWARD, FACING, False)
-    view = yield Goal(start, FACING, False, speed=0.6)
-    view = yield Goal(_on_face(x, 0.035, lever + 0.09), FACING, False, speed=0.4)
-    yield from _retreat(view)
+    bar = 0.068 - 0.024 - FINGER_HALF_M
+    return _move_lever(view, bar + view.switch - 0.018, bar + 0.09)
 
 
 def _turn_off_lightbulb(view: View) -> Motion:
     """Push the lever down along the cabinet's face, from above its bar."""
-    x, lever = view.scene.switch_x, 0.068 + 0.008 + FINGER_HALF_M
-    start = _on_face(x, 0.035, lever + view.switch + 0.02)
-    view = yield from _travel(view, start + 0.1 * OUTWARD, FACING, False)
-    view = yield Goal(start, FACING, False, speed=0.6)
-    view = yield Goal(_on_face(x, 0.035, lever), FACING, False, speed=0.4)
-    yield from _retreat(view)
+    bar = 0.068 + 0.008 + FINGER_HALF_M
+    return _move_lever(view, bar + view.switch + 0.02, bar)
+
+
+def _move_lever(view: View, start: float, end: float) -> Motion:
+    """Push the lever from one height along the face to another, from where nothing is in the way."""
+    best, least = None, math.inf
+    for aside, angle in itertools.product((0.0, -0.02, 0.02), (0.0, -0.4, 0.4, -0.8, 0.8)):
+        rotation = _hand(angle, math.pi / 3)
+        position = _on_face(view.scene.switch_x + aside, 0.035, start)
+        gripper = CLOSED_POINTS @ rotation.T
+        way = [position - back * rotation[:, 2] + gripper for back in (0.0, 0.05, 0.1)]
+        cost = float(collides(np.concatenate(way), view).sum()) + abs(angle) + 5 * abs(aside)
+        if cost < least:
+            best, least = (position, rotation), cost
+    assert best is not None
+    position, rotation = best
+    view = yield from _travel(view, position - 0.1 * rotation[:, 2], rotation, False)
+    view = yield Goal(position, rotation, False, speed=0.6)
+    stop = _on_face(position[0], 0.035, end)
+    view = yield Goal(stop, rotation, False, speed=0.4)
+    return (yield from _retreat(view))
 
 
 def _press_button(view: View) -> Motion:
     over = np.array([view.scene.button_x, -0.12, 0.53])
     view = yield from _travel(view, over, UPRIGHT, False)
     view = yield Goal(over - 0.055 * UP, UPRIGHT, False, speed=0.3, hold=1)
-    yield from _retreat(view)
+    return (yield from _retreat(view))
 
 
 def _place_in_slider(view: View) -> Motion:
     name = _held(view)
     if name is None:
-        return
+        return view
     scene = view.scene
     low, high = scene.cabinet_x - 0.26, scene.cabinet_x + 0.26
     door = scene.slider_x - view.slider
@@ -844,28 +882,28 @@ def _place_in_slider(view: View) -> Motion:
         low = door + 0.28
     xs = sorted(np.linspace(low + 0.07, high - 0.05, 8), key=lambda x: abs(x - (low + high) / 2))
     spots = [np.array([x, y, 0.44]) for y in (0.075, 0.06, 0.09) for x in xs]
-    yield from _release_at(view, name, spots, (0.0, 0.35, -0.35, 0.7, -0.7))
+    return (yield from _release_at(view, name, spots, (0.0, 0.35, -0.35, 0.7, -0.7)))
 
 
 def _place_in_drawer(view: View) -> Motion:
     name = _held(view)
     if name is None:
-        return
+        return view
     x, y = view.scene.drawer_x, -0.157 - view.drawer + 0.0975
     spots = [np.array([x + dx, y, 0.3415]) for dx in (0.0, -0.06, 0.06, -0.1, 0.1)]
-    yield from _release_at(view, name, spots, (0.0, 0.4, -0.4, 0.8, -0.8), drop=0.01)
+    return (yield from _release_at(view, name, spots, (0.0, 0.4, -0.4, 0.8, -0.8), drop=0.01))
 
 
 def _stack_block(view: View) -> Motion:
     name = _held(view)
     if name is None:
-        return
+        return view
     below = _choose_lower(view, name)
     if below is None:
-        return
+        return view
     top = view.blocks[below].position + _extent(view.blocks[below], UP) * UP
     angles = tuple(np.linspace(-1.5, 1.5, 13))
-    yield from _release_at(view, name, [top], angles)
+    return (yield from _release_at(view, name, [top], angles))
 
 
 def _choose_lower(view: View, held: str) -> str | None:
@@ -893,10 +931,34 @@ def _on_top_of(view: View, lower: str, but: str = "") -> str | None:
 
 
 def _unstack_block(view: View) -> Motion:
-    tops = [top for top in (_on_top_of(view, lower) for lower in view.blocks) if top is not None]
-    if tops:
-        view = yield from _pick(view, tops[0])
-        yield from _put_down(view, tops[0])
+    """Push the upper block off the lower one to the side; where that cannot be, lift it off.
+
+    A block that slides off comes to lie on the table without being held, as tasks that follow need.
+    """
+    stacks = [(top, low) for low in BLOCKS for top in [_on_top_of(view, low)] if top is not None]
+    if not stacks:
+        return view
+    upper, lower = stacks[0]
+    block = view.blocks[upper]
+    for side in (1, -1) if block.position[0] < 0.1 else (-1, 1):
+        axis = np.array([side, 0.0, 0.0])
+        beside = block.position - (_extent(block, axis) + FINGER_HALF_M + 0.02) * axis + 0.008 * UP
+        landing = block.position + 0.06 * axis - BLOCK_DEPTH_M * UP
+        fallen = Body(landing, block.rotation, block.half)
+        gripper = np.concatenate([beside + CLOSED_POINTS @ TILTED.T, block_points(fallen)])
+        if collides(gripper, view, (upper, lower)).any() or abs(landing[0]) > 0.38:
+            continue
+        view = yield from _travel(view, beside - 0.1 * TILTED[:, 2], TILTED, False)
+        view = yield Goal(beside, TILTED, False, speed=0.6)
+        while _on_top_of(view, lower) == upper and side * (view.position[0] - landing[0]) < 0.04:
+            ahead = beside + (side * (view.position[0] - beside[0]) + 0.03) * axis
+            view = yield Goal(ahead, TILTED, False, speed=0.1, near=np.inf)
+        for _ in range(20):
+            ahead = beside + (side * (view.position[0] - beside[0]) + 0.03) * axis
+            view = yield Goal(ahead, TILTED, False, speed=0.1, near=np.inf)
+        return (yield from _retreat(view))
+    view = yield from _pick(view, upper)
+    return (yield from _put_down(view, upper))
 
 
 def _push_into_drawer(view: View) -> Motion:
@@ -908,7 +970,7 @@ def _push_into_drawer(view: View) -> Motion:
         if -0.18 < block.position[1] < 0.02 and block.position[2] > 0.44
     ]
     if not on_table:
-        return
+        return view
     name = min(on_table, key=lambda k: abs(view.blocks[k].position[0] - scene.drawer_x))
     block = view.blocks[name]
     axis = np.array([0.0, 1.0, 0.0])
@@ -926,7 +988,7 @@ def _push_into_drawer(view: View) -> Motion:
     while view.blocks[name].position[2] > 0.45 and view.position[1] > -0.23:
         ahead = np.array([view.blocks[name].position[0], view.position[1] - 0.03, start[2]])
         view = yield Goal(ahead, TILTED, False, speed=0.4, near=0.02, patience=20)
-    yield from _retreat(view)
+    return (yield from _retreat(view))
 
 
 _PLANS: Mapping[str, Callable[[View], Plan]] = {

@@ -24,6 +24,7 @@ from vla_gym.suites.calvin.scenes import (
     SWITCH_ON_M,
     Scene,
 )
+from vla_gym.suites.calvin.skills import block_points, collides, look
 
 __all__ = ["Start", "sample_start"]
 
@@ -89,19 +90,26 @@ def sample_start(task: str, scene: Scene, rng: np.random.Generator) -> Start:
         grasp = str(rng.choice(BLOCKS))
     for _ in range(ATTEMPTS):
         spots = _sample_spots(task, scene, slider, grasp, rng)
-        if _is_apart(spots, scene) and _is_free(task, spots, scene):
-            break
-    else:
-        raise RuntimeError(f"no state found for {task!r} in scene {scene.name!r}")
-    scene_obs = np.zeros(24)
-    scene_obs[0] = slider * scene.slider_range
-    scene_obs[1] = drawer * DRAWER_OPEN_M
-    scene_obs[3] = lightbulb * SWITCH_ON_M
-    scene_obs[4:6] = lightbulb, led
-    for index, block in enumerate(scene.order):
-        spot = spots[block]
-        scene_obs[6 + 6 * index : 12 + 6 * index] = spot.x, spot.y, spot.z, 0.0, 0.0, spot.yaw
-    return Start(np.array(HOME_ROBOT_OBS), scene_obs, grasp)
+        scene_obs = np.zeros(24)
+        scene_obs[0] = slider * scene.slider_range
+        scene_obs[1] = drawer * DRAWER_OPEN_M
+        scene_obs[3] = lightbulb * SWITCH_ON_M
+        scene_obs[4:6] = lightbulb, led
+        for index, block in enumerate(scene.order):
+            spot = spots[block]
+            scene_obs[6 + 6 * index : 12 + 6 * index] = spot.x, spot.y, spot.z, 0.0, 0.0, spot.yaw
+        if _is_apart(spots, scene) and _is_free(task, spots, scene) and _fits(scene_obs, scene):
+            return Start(np.array(HOME_ROBOT_OBS), scene_obs, grasp)
+    raise RuntimeError(f"no state found for {task!r} in scene {scene.name!r}")
+
+
+def _fits(scene_obs: NDArray[np.float64], scene: Scene) -> bool:
+    """Whether no block touches walls, door or levers: upstream's areas reach into them."""
+    view = look(np.array(HOME_ROBOT_OBS), scene_obs, scene)
+    wider = np.array([0.006, 0.006, -0.001])  # aside: what it lies on does not count
+    blocks = [block._replace(half=block.half + wider) for block in view.blocks.values()]
+    points = np.concatenate([block_points(block) for block in blocks])
+    return not collides(points, view, but=BLOCKS).any()
 
 
 def _sample_spots(

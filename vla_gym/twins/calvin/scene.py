@@ -65,8 +65,9 @@ COLLISION_GROUP = 3
 """Geoms that only collide: never drawn."""
 
 TABLE_TOP_M = 0.44
-DRAWER_FLOOR_M = 0.022
-"""In the drawer's frame."""
+PLANK_TOP_M, DRAWER_FLOOR_M = 0.441, 0.0224
+"""What carries blocks in the cabinet, in the world's frame, and in the drawer, in its own: a little
+above what is seen. Upstream's blocks come to rest at heights of 0.46099 and 0.36235."""
 
 ROOF_M = 0.6478
 _SLOT = ((0.0479, 0.4893), (0.1076, 0.5927))
@@ -106,8 +107,8 @@ WOOD_ALONG_X = {"pine": False, "oak": False}
 
 TEXTURE_PIXELS, TEXTURE_M = 256, 0.5
 
-CONTACT_MARGIN_M = 0.002
-"""Blocks count as touching what is nearer than this."""
+BLOCK_GROWTH_M = 1e-5
+"""Of a block's faces: what is put exactly onto something must touch it from the first step on."""
 
 # Table, mechanisms and floor touch blocks and hand, but nothing of their own kind, so that what
 # slides does not rub. Fingers touch all but the hand.
@@ -270,7 +271,7 @@ class _Builder:
         self._box(world, "base_link", (left, 0.14, 0.628), (right, 0.16, ROOF_M))
         slope = ((0.1285, 0.628), (0.16, 0.628), (0.16, ROOF_M), (0.14, ROOF_M))
         self._look(world, wood, _extrude(left, right, slope))
-        self._box(world, "plank_link", (left, 0.02, 0.42), (right, 0.16, TABLE_TOP_M), look=wood)
+        self._box(world, "plank_link", (left, 0.02, 0.42), (right, 0.16, PLANK_TOP_M), look=wood)
         for low, high in ((-0.44, left), (right, 0.44)):
             self._wedge(low, high)
         # The slots that the switch's lever runs in.
@@ -403,15 +404,12 @@ class _Builder:
         body.add_geom(
             name=f"{name}:box",
             type=self._mujoco.mjtGeom.mjGEOM_BOX,
-            size=np.array([self._scene.length(name), BLOCK_DEPTH_M, BLOCK_DEPTH_M]) / 2,
+            size=np.array([self._scene.length(name), BLOCK_DEPTH_M, BLOCK_DEPTH_M]) / 2
+            + BLOCK_GROWTH_M,
             mass=1.0,
             rgba=BLOCK_RGBA[name],
             group=1,
             friction=FRICTION,
-            # Touching begins a little before pushing, as in Bullet: upstream's evaluation starts
-            # with blocks 1 mm above what the oracle must find them on.
-            margin=CONTACT_MARGIN_M,
-            gap=CONTACT_MARGIN_M,
             **_BLOCK,
         )
 
