@@ -14,6 +14,7 @@ from vla_gym.errors import DependencyNotInstalled
 LAYERS = (
     ("_version", "errors", "worker_main"),
     ("deps", "suite", "rotations"),
+    ("meshes", "visibility"),
     ("rendering", "embedding", "worker"),
     ("instruction",),
     ("contract",),
@@ -43,6 +44,10 @@ PUBLIC = {
     "vla_gym.policy",
     "vla_gym.registration",
     "vla_gym.rotations",
+    "vla_gym.suites.calvin.scenes",
+    "vla_gym.suites.calvin.skills",
+    "vla_gym.suites.calvin.table",
+    "vla_gym.suites.calvin.tasks",
     "vla_gym.twins.panda",
     "vla_gym.twins.rlbench.tasks",
     "vla_gym.twins.rlbench.world",

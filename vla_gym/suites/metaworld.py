@@ -12,6 +12,7 @@ and world frame are one. +y points away from the robot across the table, +x to i
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import sys
 from collections.abc import Mapping
@@ -164,7 +165,10 @@ class MetaWorldSimulator:
         self._start_fields = self._copy_fields(fields)
         self._goal = 0
         self._renderer: Renderer | None = None
-        self._hand = data.body("hand")
+        # Views of the simulation's memory, which stays where it is.
+        hand = data.body("hand")
+        self._hand_position, self._hand_rotation = hand.xpos, hand.xmat.reshape(3, 3)
+        self._positions, self._velocities = data.qpos, data.qvel
         self._qpos = np.array([model.joint(name).qposadr[0] for name in _JOINTS])
         self._qvel = np.array([model.joint(name).dofadr[0] for name in _JOINTS])
         self._right, self._left = (model.joint(f"{side}_close").qposadr[0] for side in "rl")
@@ -191,7 +195,7 @@ class MetaWorldSimulator:
     def step(self, action: NDArray[np.float32]) -> Frame:
         """Apply dx, dy, dz, gripper in upstream's sign, each in [-1, 1]."""
         state, reward, _, _, info = self._env.step(action)
-        if not np.isfinite(reward):
+        if not math.isfinite(reward):
             raise SimulatorCrashed(
                 f"Meta-World {self._setup.native_task} returned the reward {reward}: its "
                 "simulation has become unstable; reset to go on"
@@ -255,12 +259,12 @@ class MetaWorldSimulator:
         The end effector is the body `hand`, whose position upstream observes and the action moves;
         the fingertips are 0.045 m below it.
         """
-        data = self._env.data
-        spread = data.qpos[self._right] - data.qpos[self._left]
+        spread = self._positions[self._right] - self._positions[self._left]
         opening = min(max(1.0 - float(spread) / _FINGERS_TRAVEL_M, 0.0), 1.0)
         if self._setup.proprio == "joints":
-            return np.concatenate([data.qpos[self._qpos], data.qvel[self._qvel], [opening]])
-        return eef_proprio(self._hand.xpos, self._hand.xmat.reshape(3, 3), opening)
+            joints = self._positions[self._qpos], self._velocities[self._qvel]
+            return np.concatenate([*joints, [opening]])
+        return eef_proprio(self._hand_position, self._hand_rotation, opening)
 
 
 def _check_goal(value: Any) -> int:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,7 @@ from vla_gym.suite import (
     Suite,
     Task,
 )
+from vla_gym.suites.robosuite_models import KeptModel
 from vla_gym.suites.robosuite_tasks import DRAWN_TARGETS, TASKS, wordings
 
 CONTROL_HZ = 20.0
@@ -289,12 +291,52 @@ def _import_robosuite() -> Any:
                 os.environ[name] = value
 
 
+_ROBOTS_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def _uncompiled_robots() -> Iterator[None]:
+    """Keep this thread's robots from being compiled alone, beside the scene that they are part of.
+
+    Upstream does so in every reset (models/robots/robot_model.py, `set_mujoco_model`), for
+    controllers of whole bodies only.
+    """
+    from robosuite.models.robots.robot_model import RobotModel
+
+    with _ROBOTS_LOCK:
+        compile_robot, thread = RobotModel.set_mujoco_model, threading.get_ident()
+
+        def skip(robot: Any, model: Any = None) -> None:
+            if threading.get_ident() != thread:
+                compile_robot(robot, model)
+
+        RobotModel.set_mujoco_model = skip
+        try:
+            yield
+        finally:
+            RobotModel.set_mujoco_model = compile_robot
+
+
+@contextlib.contextmanager
+def _skip(env: Any, *names: str) -> Iterator[None]:
+    """Have these methods of one env do nothing inside."""
+    own = {name: vars(env)[name] for name in names if name in vars(env)}
+    vars(env).update({name: lambda: None for name in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            del vars(env)[name]
+        vars(env).update(own)
+
+
 class RobosuiteSimulator:
     """One robosuite task. See the module's docstring.
 
-    The model is built anew at every reset, as upstream does by default: sizes and textures are
-    drawn at that time. At the first reset upstream would build it twice (in its constructor and in
-    `reset`); here the constructor's build is the first episode's.
+    The XML is built anew at every reset, as upstream does by default: sizes are drawn at that time.
+    It is compiled once, see `vla_gym.suites.robosuite_models`. At the first reset upstream would
+    build it twice (in its constructor and in `reset`); here the constructor's build is the first
+    episode's.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -306,15 +348,16 @@ class RobosuiteSimulator:
         self._turn = setup.action_mode == "ee_delta" and self._robot.turning_origin
         self._rng = SortedGenerator(np.random.PCG64(0))
         self._env: Any = None
+        self._sim: Any = None  # upstream's MjSim, which outlives its episodes here
+        self._model: Any = None  # KeptModel
         self._renderer: Renderer | None = None
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> Frame:
         """Start the episode of `seed`; see the module's docstring for what it equals upstream."""
         del options  # the suite has none; VLAEnv has refused any
-        self._drop_renderer()
         self._rng.bit_generator.state = _make_state(seed)
         with _quiet():
-            observation = self._start() if self._env is None else self._env.reset()
+            observation = self._start() if self._env is None else self._restart()
         return self._frame(observation, 0.0, False)
 
     def step(self, action: NDArray[np.float32]) -> Frame:
@@ -345,7 +388,7 @@ class RobosuiteSimulator:
     def close(self) -> None:
         """Free the model, its data and the GL buffers."""
         self._drop_renderer()
-        env, self._env = self._env, None
+        env, self._env, self._sim, self._model = self._env, None, None, None
         if env is not None:
             env.close()
 
@@ -374,18 +417,15 @@ class RobosuiteSimulator:
         self._env = env
         if self._setup.native_task in _FIRST_BUILD_DIFFERS:
             self._rng.bit_generator.state = start
+            return self._restart()
+        # The constructor has just loaded the model and drawn the initial state.
+        with _skip(env, "_load_model", "_initialize_sim", "_reset_internal", "_destroy_sim"):
             return env.reset()
-        # The constructor has just loaded the model and drawn the initial state; reset() must do
-        # everything but that.
-        skipped = ("_load_model", "_initialize_sim", "_reset_internal", "_destroy_sim")
-        own = {name: vars(env)[name] for name in skipped if name in vars(env)}
-        vars(env).update({name: lambda: None for name in skipped})
-        try:
-            return env.reset()
-        finally:
-            for name in skipped:
-                del vars(env)[name]
-            vars(env).update(own)
+
+    def _restart(self) -> Any:
+        """Return the first observation of upstream's hard reset, which keeps its compiled model."""
+        with _skip(self._env, "_destroy_sim"):
+            return self._env.reset()
 
     def _build(self, **keywords: Any) -> Any:
         """Return upstream's env, each of whose models is run forward twice before an episode.
@@ -397,14 +437,30 @@ class RobosuiteSimulator:
         """
         task = self._robosuite.environments.REGISTERED_ENVS[self._setup.native_task]
         env = task.__new__(task)
-        initialize = env._initialize_sim
+        load_robots, compile_model = env._load_robots, env._initialize_sim
 
-        def initialize_and_run(xml_string: str | None = None) -> None:
-            initialize(xml_string)
+        def load_uncompiled_robots() -> None:
+            with _uncompiled_robots():
+                load_robots()
+
+        def initialize() -> None:
+            sim, root = self._sim, env.model.root
+            if sim is not None and self._model.become(root, sim.data._data):
+                env.sim = sim
+                sim.forward()
+                env.initialize_time(env.control_freq)
+            else:
+                self._drop_renderer()
+                compile_model()
+                self._sim = env.sim
+                self._model = KeptModel(root, env.sim.model._model)
             env.sim.forward()
 
-        env._initialize_sim = initialize_and_run
+        env._load_robots, env._initialize_sim = load_uncompiled_robots, initialize
         env.__init__(**keywords)
+        if not self._setup.state:  # nobody reads what they would compute in every physics step
+            env._update_observables = env._reset_observables = lambda force=False: None
+            env._get_observations = lambda force_update=False: {}
         return env
 
     def _make_wide_config(self, robot: str) -> Any:

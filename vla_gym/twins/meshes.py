@@ -6,19 +6,18 @@ vertices are what a picture costs in software. The twins have no upstream image 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
-import os
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_gym.deps import require
 from vla_gym.errors import BrokenDependency, DependencyNotInstalled
+from vla_gym.meshes import cache_arrays, simplify
 
 __all__ = ["Part", "find_robosuite_assets", "load_panda_parts"]
 
@@ -75,40 +74,22 @@ def load_panda_parts() -> tuple[Part, ...]:
     (`VLA_GYM_CACHE`, else `XDG_CACHE_HOME/vla_gym`, else `~/.cache/vla_gym`); where that cannot be
     written, every process simplifies for itself.
     """
-    file = _cache_folder() / f"panda-{metadata.version('robosuite')}-{FACES}-{VERSION}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError):  # absent, or written by half
-        return _read(file)
-    parts = _simplify_panda()
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{file.stem}.{os.getpid()}.npz")
-        _write(temporary, parts)
-        temporary.replace(file)
-    return parts
+    name = f"panda-{metadata.version('robosuite')}-{FACES}-{VERSION}"
+    return _unpack(cache_arrays(name, lambda: _pack(_simplify_panda())))
 
 
-def _cache_folder() -> Path:
-    if folder := os.environ.get("VLA_GYM_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "vla_gym"
-
-
-def _write(file: Path, parts: tuple[Part, ...]) -> None:
+def _pack(parts: tuple[Part, ...]) -> dict[str, NDArray[Any]]:
     arrays = {"bodies": np.array([p.body for p in parts]), "rgb": np.array([p.rgb for p in parts])}
     for index, part in enumerate(parts):
         arrays[f"vertices{index}"], arrays[f"faces{index}"] = part.vertices, part.faces
-    np.savez_compressed(file, **arrays)
+    return arrays
 
 
-def _read(file: Path) -> tuple[Part, ...]:
-    with np.load(file, allow_pickle=False) as table:
-        return tuple(
-            Part(str(body), (rgb[0], rgb[1], rgb[2]), table[f"vertices{i}"], table[f"faces{i}"])
-            for i, (body, rgb) in enumerate(
-                zip(table["bodies"], table["rgb"].tolist(), strict=True)
-            )
-        )
+def _unpack(table: dict[str, NDArray[Any]]) -> tuple[Part, ...]:
+    return tuple(
+        Part(str(body), (rgb[0], rgb[1], rgb[2]), table[f"vertices{i}"], table[f"faces{i}"])
+        for i, (body, rgb) in enumerate(zip(table["bodies"], table["rgb"].tolist(), strict=True))
+    )
 
 
 def _simplify_panda() -> tuple[Part, ...]:
@@ -131,21 +112,14 @@ def _simplify_panda() -> tuple[Part, ...]:
 
 def _merge(body: str, rgb: tuple[float, float, float], paths: list[Path]) -> Part:
     """Join the meshes, weld their vertices and take faces away until `FACES` are left."""
-    simplification = require("fast_simplification", "rlbench-twin", "the Panda of the twins")
     vertices, faces, count = [], [], 0
     for path in paths:
         points, triangles = _read_stl(path) if path.suffix == ".stl" else _read_obj(path)
         vertices.append(points)
         faces.append(triangles + count)
         count += len(points)
-    points, index = np.unique(np.round(np.concatenate(vertices), 5), axis=0, return_inverse=True)
-    triangles = index.reshape(-1)[np.concatenate(faces)]
-    distinct = np.sort(triangles, axis=1)
-    triangles = triangles[(np.diff(distinct, axis=1) > 0).all(axis=1)]
-    points, triangles = points.astype(np.float32), triangles.astype(np.int32)
-    if len(triangles) > FACES:
-        points, triangles = simplification.simplify(points, triangles, target_count=FACES, agg=3)
-    return Part(body, rgb, np.asarray(points, np.float32), np.asarray(triangles, np.int32))
+    points, triangles = simplify(np.concatenate(vertices), np.concatenate(faces), FACES)
+    return Part(body, rgb, points, triangles)
 
 
 def _read_obj(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -11,9 +11,9 @@ the hand.
 
 Action modes, each entry in [-1, 1], one control step of 1/30 s:
 
-- `ee_delta` (7): +1 is 0.02 m and 0.05 rad. Deltas add to a target pose; rotations (axis-angle, base
-  frame) are applied after the present one. The target is kept within 0.08 m and 0.3 rad of where
-  the end effector is.
+- `ee_delta` (7): +1 is 0.02 m and 0.05 rad. Deltas add to a target pose; rotations (axis-angle,
+  base frame) are applied after the present one. The target is kept within 0.08 m and 0.3 rad of
+  where the end effector is.
 - `native` (7): upstream's relative action, the `rel_actions` of its data sets: the same scales, but
   the rotation entries add to the target's Euler angles (extrinsic xyz) one by one, and the target
   runs ahead without bounds.
@@ -39,6 +39,7 @@ from vla_gym.suite import (
     Task,
 )
 from vla_gym.suites.calvin.checkout import find_commit, find_pybullet_obstacle, find_root
+from vla_gym.suites.calvin.control import POSITION_M, ROTATION_RAD
 from vla_gym.suites.calvin.scenes import CONTROL_HZ, SCENES
 from vla_gym.suites.calvin.table import ROBOT_OBS_DIM, SCENE_OBS_DIM
 from vla_gym.suites.calvin.tasks import CHAIN, TASKS
@@ -52,12 +53,18 @@ CHAINS = 1000
 
 _GRIPPER_NOTE = ": above 0 opens, else closes; nothing in between"
 
-_EE_DELTA = ee_delta_entries(0.02, 0.05, _GRIPPER_NOTE)
+_EE_DELTA = ee_delta_entries(POSITION_M, ROTATION_RAD, _GRIPPER_NOTE)
 
 _NATIVE = (
     *_EE_DELTA[:3],
     *(
-        Entry(name, "rad", "world", 0.05, "added to an extrinsic xyz Euler angle of the target")
+        Entry(
+            name,
+            "rad",
+            "world",
+            ROTATION_RAD,
+            "adds to an extrinsic xyz Euler angle of the target",
+        )
         for name in ("d_roll", "d_pitch", "d_yaw")
     ),
     _EE_DELTA[6],

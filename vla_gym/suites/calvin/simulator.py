@@ -1,8 +1,8 @@
 """`CalvinSimulator`: CALVIN's tasks and its long-horizon protocol on either play table.
 
 What an episode is stands here once, for both simulators: where it starts, what an action means,
-when a task is solved, which instruction is in force. The table (`vla_gym.suites.calvin.table`) knows
-nothing of it.
+when a task is solved, which instruction is in force. The table, `vla_gym.suites.calvin.table`,
+knows nothing of it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 
 from vla_gym.contract import eef_proprio
 from vla_gym.errors import InvalidOption, SimulatorCrashed, UnknownName
-from vla_gym.rotations import (
-    euler_to_matrix,
-    matrix_to_quaternion,
-    rotation_vector,
-    vector_to_matrix,
-)
+from vla_gym.rotations import euler_to_matrix, matrix_to_quaternion
 from vla_gym.suite import Frame, Setup
 from vla_gym.suites.calvin.chains import initial_observations, load_chains
+from vla_gym.suites.calvin.control import Pose, advance
 from vla_gym.suites.calvin.oracle import ROBOT, Record, solved
 from vla_gym.suites.calvin.scenes import (
     BASE_POSITION_M,
@@ -38,15 +34,7 @@ from vla_gym.suites.calvin.starts import Start, sample_start
 from vla_gym.suites.calvin.table import CAMERAS, ROBOT_OBS_DIM, SCENE_OBS_DIM, Reading, Table
 from vla_gym.suites.calvin.tasks import CHAIN, SUBTASK_STEPS, TASKS
 
-__all__ = ["POSITION_M", "ROTATION_RAD", "CalvinSimulator", "open_original"]
-
-POSITION_M, ROTATION_RAD = 0.02, 0.05
-"""What +1 means per axis and control step: calvin_env 797142c, robot/robot.py, `max_rel_pos`,
-`max_rel_orn`."""
-
-REACH_M, REACH_RAD = 0.08, 0.3
-"""`ee_delta`: how far its target may be from where the end effector is. Enough for the arm's lag at
-full speed and for a firm push; what cannot be reached is not stored up. Upstream stores it up."""
+__all__ = ["CalvinSimulator", "open_original"]
 
 _CAMERAS = dict(zip(("primary", "wrist"), CAMERAS))  # noqa: B905  Python 3.8 has no strict=
 
@@ -84,8 +72,7 @@ class CalvinSimulator:
         self._chain = -1
         self._solved = 0
         self._steps = 0  # since the present task began
-        self._target_position = np.zeros(3)
-        self._target_rotation = np.eye(3)
+        self._hand = self._target = Pose(np.zeros(3), np.eye(3))  # measured; of `ee_delta`
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> Frame:
         """Start the episode of `seed`, or what the options say; see `SUITE.options`."""
@@ -145,21 +132,9 @@ class CalvinSimulator:
         if (mode or self._setup.action_mode) == "native":
             self._table.move(np.append(action[:6], gripper))
             return
-        self._advance_target(action)
-        quaternion = matrix_to_quaternion(self._target_rotation)
-        self._table.move_to(self._target_position.copy(), quaternion, gripper)
-
-    def _advance_target(self, action: NDArray[np.float64]) -> None:
-        """Move the target of `ee_delta`, within reach of where the end effector is."""
-        tip, rotation = self._tip
-        position = self._target_position + POSITION_M * action[:3]
-        self._target_position = np.clip(position, tip - REACH_M, tip + REACH_M)
-        turned = vector_to_matrix(ROTATION_RAD * action[3:6]) @ self._target_rotation
-        ahead = rotation_vector(turned @ rotation.T)
-        angle = float(np.linalg.norm(ahead))
-        if angle > REACH_RAD:
-            turned = vector_to_matrix(ahead * (REACH_RAD / angle)) @ rotation
-        self._target_rotation = turned
+        self._target = advance(self._target, self._hand, action)
+        quaternion = matrix_to_quaternion(self._target.rotation)
+        self._table.move_to(self._target.position, quaternion, gripper)
 
     def _place_sampled(self, rng: np.random.Generator) -> None:
         """Put the table into a random state in which the task can be solved."""
@@ -177,14 +152,15 @@ class CalvinSimulator:
     def _place(self, start: Start) -> None:
         self._table.reset(start.robot_obs, start.scene_obs)
         self._see(self._table.read())
-        self._target_position, self._target_rotation = self._tip
+        self._target = self._hand
 
     def _pick(self, block: str) -> bool:
         """Pick up a block; return whether the robot holds it and touches nothing else."""
         skill = Pick(block, self._scene)
         reading = self._table.read()
         for _ in range(GRASP_STEPS):
-            self._apply(skill.act(reading.robot_obs, reading.scene_obs), "ee_delta")
+            action = skill.act(reading.robot_obs, reading.scene_obs)
+            self._apply(action.astype(np.float64), "ee_delta")
             reading = self._table.read()
             self._see(reading)
             if skill.done:
@@ -193,12 +169,12 @@ class CalvinSimulator:
 
     def _see(self, reading: Reading) -> None:
         robot = reading.robot_obs
-        self._tip = robot[:3].copy(), euler_to_matrix(robot[3:6])
+        self._hand = Pose(robot[:3].copy(), euler_to_matrix(robot[3:6]))
 
     def _frame(self, reading: Reading, achieved: bool) -> Frame:
         setup = self._setup
         self._see(reading)
-        position, rotation = self._tip
+        position, rotation = self._hand
         opening = reading.robot_obs[6] / OPENING_M
         if setup.proprio == "eef":
             proprio = eef_proprio(position - np.array(BASE_POSITION_M), rotation, opening)

@@ -5,8 +5,7 @@ seen once it is there. A `Skill` steers from goal to goal with actions of the mo
 is a function of `robot_obs` and `scene_obs`; nobody tells a skill about contacts, so that whether
 the gripper holds a block is inferred from where both are.
 
-Frames: world. The hand's own axes are x to its front, y along which the fingers open, z out of the
-hand. `upright` hands (`_hand(0, 0)`) have x pointing away from the viewer and z down.
+Positions and rotations are in the world frame; see `vla_gym.suites.calvin.geometry`.
 """
 
 from __future__ import annotations
@@ -19,9 +18,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_gym.rotations import euler_to_matrix, rotation_vector, vector_to_matrix
+from vla_gym.errors import UnknownName
+from vla_gym.rotations import rotation_vector, vector_to_matrix
+from vla_gym.suites.calvin.control import POSITION_M, REACH_M, ROTATION_RAD, Pose, advance
+from vla_gym.suites.calvin.geometry import (
+    CLOSED_POINTS,
+    FINGER_HALF_M,
+    GRIPPER_POINTS,
+    UP,
+    Body,
+    View,
+    block_points,
+    collides,
+    extent,
+    find_excess,
+    hand_rotation,
+    look,
+    on_face,
+    turn_left,
+)
+from vla_gym.suites.calvin.oracle import RULES
 from vla_gym.suites.calvin.scenes import (
-    BASE_POSITION_M,
     BLOCK_DEPTH_M,
     BLOCKS,
     IN_DRAWER_Z_M,
@@ -29,15 +46,9 @@ from vla_gym.suites.calvin.scenes import (
     Scene,
 )
 
-__all__ = ["Body", "Pick", "Skill", "View", "block_points", "collides", "look", "make_skill"]
+__all__ = ["Pick", "Skill", "make_skill"]
 
 Vector = NDArray[np.float64]
-
-POSITION_M, ROTATION_RAD = 0.02, 0.05
-"""What +1 of an action means per axis and control step."""
-
-REACH_M, REACH_RAD = 0.08, 0.3
-"""How far the controller's target may be from the TCP."""
 
 HOVER_Z_M = 0.60
 """Where the TCP crosses the table, with a block in the gripper or without."""
@@ -45,43 +56,8 @@ HOVER_Z_M = 0.60
 HOVER_Y_M = -0.12
 """How near to the cabinet it crosses it: the door's handle reaches to y = -0.034."""
 
-UP = np.array([0.0, 0.0, 1.0])
-
-SLOPE = np.array([0.0, 0.5, math.sqrt(0.75)])
-OUTWARD = np.array([0.0, -math.sqrt(0.75), 0.5])
-SILL = np.array([0.0, 0.02, 0.44])
-"""The cabinet's face: it starts at the sill and leans back by 30 degrees."""
-
-FINGER_HALF_M = 0.0105
-"""Half the thickness of a finger, across and, where both are closed, also along the closing."""
-
-
 GRIPPED_M = 0.03
 """Opening above which closed fingers have something between them; the least block leaves 0.039."""
-
-
-class Body(NamedTuple):
-    """A block: position of its centre [m], rotation matrix, half sizes along its own axes [m]."""
-
-    position: Vector
-    rotation: Vector
-    half: Vector
-
-
-class View(NamedTuple):
-    """What a plan sees: the TCP's pose, the fingers, the joints of the table, the blocks."""
-
-    position: Vector
-    rotation: Vector
-    opening: float
-    is_closing: bool
-    slider: float
-    drawer: float
-    switch: float
-    lightbulb: bool
-    led: bool
-    blocks: Mapping[str, Body]
-    scene: Scene
 
 
 class Goal(NamedTuple):
@@ -110,28 +86,6 @@ if TYPE_CHECKING:  # Python 3.8 cannot subscript collections.abc at run time
     Motion = Generator[Goal, View, View]
 
 
-def look(robot_obs: Vector, scene_obs: Vector, scene: Scene) -> View:
-    """Return what `robot_obs` and `scene_obs` say."""
-    poses = scene_obs[6:].reshape(len(BLOCKS), 6)
-    blocks = {}
-    for name, pose in zip(scene.order, poses):  # noqa: B905  Python 3.8 has no strict=
-        half = np.array([scene.length(name), BLOCK_DEPTH_M, BLOCK_DEPTH_M]) / 2
-        blocks[name] = Body(pose[:3].copy(), euler_to_matrix(pose[3:]), half)
-    return View(
-        position=robot_obs[:3].copy(),
-        rotation=euler_to_matrix(robot_obs[3:6]),
-        opening=float(robot_obs[6]),
-        is_closing=bool(robot_obs[14] < 0),
-        slider=float(scene_obs[0]),
-        drawer=float(scene_obs[1]),
-        switch=float(scene_obs[3]),
-        lightbulb=bool(scene_obs[4] > 0.5),
-        led=bool(scene_obs[5] > 0.5),
-        blocks=blocks,
-        scene=scene,
-    )
-
-
 class Skill:
     """A plan being carried out.
 
@@ -147,7 +101,8 @@ class Skill:
         self._make, self._scene = plan, scene
         self._plan: Plan | None = None
         self._goal: Goal | None = None
-        self._target: tuple[Vector, Vector] | None = None
+        self._target: Pose | None = None  # of the simulator's controller
+        self._last: Pose | None = None  # the hand as it was seen before
         self.done = False
 
     def act(self, robot_obs: Vector, scene_obs: Vector) -> NDArray[np.float32]:
@@ -155,8 +110,7 @@ class Skill:
         view = look(np.asarray(robot_obs, float), np.asarray(scene_obs, float), self._scene)
         if self._plan is None:
             self._plan = self._make(view)
-            self._target = view.position, view.rotation
-            self._last = view.position
+            self._target = self._last = Pose(view.position, view.rotation)
             self._next(lambda plan: next(plan))
         elif not self.done and self._has_arrived(view):
             self._next(lambda plan: plan.send(view))
@@ -190,7 +144,9 @@ class Skill:
         """Move the controller's target along the straight line to the goal.
 
         Inverse kinematics leave an error of millimetres, at the edge of reach of centimetres; what
-        remains once the arm has come to rest is slowly added to the goal.
+        remains once the arm has come to rest is slowly added to the goal. The rotation has no such
+        error, but the controller's target may be another one than the skill believes, if the arm
+        was moving when it began: at rest, it is where the hand is.
         """
         action = np.zeros(7, np.float32)
         goal, target = self._goal, self._target
@@ -201,9 +157,12 @@ class Skill:
         position, rotation = target
         position = np.clip(position, view.position - REACH_M, view.position + REACH_M)
         error = goal.position - view.position
-        if np.linalg.norm(view.position - self._last) < 2e-3 and np.linalg.norm(error) < 0.05:
-            self._push = np.clip(self._push + 0.2 * error, -0.03, 0.03)
-        self._last = view.position
+        if self._is_at_rest(view):
+            if np.linalg.norm(error) < 0.05:
+                self._push = np.clip(self._push + 0.2 * error, -0.03, 0.03)
+            behind = rotation_vector(view.rotation @ rotation.T)
+            rotation = vector_to_matrix(0.3 * behind) @ rotation
+        self._last = Pose(view.position, view.rotation)
         move = goal.position + self._push - position
         turn = rotation_vector(goal.rotation @ rotation.T)
         steps = max(np.abs(move).max() / POSITION_M, np.abs(turn).max() / ROTATION_RAD, 1e-6)
@@ -211,8 +170,14 @@ class Skill:
         action[:3] = np.clip(share * move / POSITION_M, -1, 1)
         action[3:6] = np.clip(share * turn / ROTATION_RAD, -1, 1)
         action[6] = 1.0 if goal.is_open else -1.0
-        self._target = self._advance(view, position, rotation, action)
+        self._target = advance(Pose(position, rotation), self._last, action.astype(float))
         return action
+
+    def _is_at_rest(self, view: View) -> bool:
+        assert self._last is not None
+        position, rotation = self._last
+        turned = float(np.linalg.norm(rotation_vector(view.rotation @ rotation.T)))
+        return float(np.linalg.norm(view.position - position)) < 2e-3 and turned < 5e-3
 
     def _brake(self, view: View) -> float:
         """Return a share of the speed: less where the arm falls behind, which takes it off its way.
@@ -224,19 +189,6 @@ class Skill:
         lag = float(np.linalg.norm(position - self._push - view.position)) / 0.06
         lag = max(lag, float(np.linalg.norm(rotation_vector(rotation @ view.rotation.T))) / 0.25)
         return min(1.0, max(0.3, 2.0 - 2.0 * lag))
-
-    def _advance(
-        self, view: View, position: Vector, rotation: Vector, action: NDArray[np.float32]
-    ) -> tuple[Vector, Vector]:
-        """Return where the controller's target will be: as `CalvinSimulator` bounds it."""
-        position = position + POSITION_M * action[:3].astype(float)
-        position = np.clip(position, view.position - REACH_M, view.position + REACH_M)
-        rotation = vector_to_matrix(ROTATION_RAD * action[3:6].astype(float)) @ rotation
-        ahead = rotation_vector(rotation @ view.rotation.T)
-        angle = float(np.linalg.norm(ahead))
-        if angle > REACH_RAD:
-            rotation = vector_to_matrix(ahead * (REACH_RAD / angle)) @ view.rotation
-        return position, rotation
 
 
 class Pick(Skill):
@@ -252,8 +204,16 @@ def make_skill(task: str, scene: Scene) -> Skill:
     Args:
         task: upstream's name of it, such as `"rotate_red_block_left"`.
         scene: the table.
+
+    Raises:
+        UnknownName: there is no such task.
     """
+    if task not in RULES:
+        raise UnknownName("task", task, RULES, "CALVIN")
     return Skill(lambda view: _solve(view, task), scene)
+
+
+ATTEMPTS = 4
 
 
 def _solve(view: View, task: str) -> Plan:
@@ -271,9 +231,6 @@ def _solve(view: View, task: str) -> Plan:
             break
 
 
-ATTEMPTS = 4
-
-
 def _attempt(view: View, task: str) -> Motion:
     words = task.split("_")
     if words[0] == "rotate":
@@ -284,9 +241,7 @@ def _attempt(view: View, task: str) -> Motion:
         return _lift(view, words[1])
     if words[:2] == ["move", "slider"]:
         return _move_slider(view, 1 if words[2] == "left" else -1)
-    if task in _PLANS:
-        return _PLANS[task](view)
-    raise ValueError(f"no skill for the task {task!r}; see vla_gym.suites.calvin.tasks.TASKS")
+    return _PLANS[task](view)
 
 
 def _seems_solved(start: View, view: View, task: str, placed: str | None) -> bool:
@@ -295,7 +250,8 @@ def _seems_solved(start: View, view: View, task: str, placed: str | None) -> boo
     if words[0] == "rotate":
         before, after = start.blocks[words[1]], view.blocks[words[1]]
         turn = float(rotation_vector(after.rotation @ before.rotation.T)[2])
-        return (turn if words[3] == "left" else -turn) > math.radians(60)
+        shift = float(np.linalg.norm(after.position - before.position))
+        return (turn if words[3] == "left" else -turn) > math.radians(60) and shift <= 0.1
     if words[0] == "push" and words[1] in BLOCKS:
         way = view.blocks[words[1]].position[0] - start.blocks[words[1]].position[0]
         return (way if words[3] == "right" else -way) > 0.1
@@ -308,7 +264,10 @@ def _seems_solved(start: View, view: View, task: str, placed: str | None) -> boo
     if words[-1] in ("lightbulb", "led"):
         return (view.lightbulb if words[-1] == "lightbulb" else view.led) == (words[1] == "on")
     if task == "push_into_drawer":
-        return any(block.position[2] < ON_TABLE_Z_M - 0.04 for block in view.blocks.values())
+        return any(
+            view.blocks[name].position[2] < ON_TABLE_Z_M - 0.04 < start.blocks[name].position[2]
+            for name in BLOCKS
+        )
     if task == "unstack_block":
         return all(_on_top_of(view, block) is None for block in BLOCKS) and _held(view) is None
     if placed is None or _held(view) is not None:
@@ -321,140 +280,14 @@ def _seems_solved(start: View, view: View, task: str, placed: str | None) -> boo
     return block.position[1] > 0.02
 
 
-# Geometry
-
-
-def _turn(angle: float) -> Vector:
-    return vector_to_matrix(np.array([0.0, 0.0, angle]))
-
-
-def _hand(angle: float, tilt: float) -> Vector:
-    """Return the hand's rotation: fingers close along `angle`, turned to the front by `tilt`.
-
-    Args:
-        angle: of the closing direction against the world's x axis [rad].
-        tilt: of the hand's z axis against straight down [rad].
-    """
-    across = np.array([math.cos(angle), math.sin(angle), 0.0])
-    ahead = np.array([-math.sin(angle), math.cos(angle), 0.0])
-    up = np.array([0.0, 0.0, 1.0])
-    front = math.cos(tilt) * ahead + math.sin(tilt) * up
-    return np.stack([front, across, math.sin(tilt) * ahead - math.cos(tilt) * up], 1)
-
-
-INCLINED = _hand(0.0, 0.8)
-UPRIGHT = _hand(0.0, 0.0)
-TILTED = _hand(0.0, 0.45)
-
-
-SHOULDER = np.array([*BASE_POSITION_M[:2], 0.573])
-WRIST_M, ARM_M = 0.247, 0.78
-"""From the wrist to the TCP, and how far the wrist comes from the shoulder: measured on both tables,
-whose error is below 0.01 m up to there and grows to 0.02 m at 0.8."""
-
-
-def _beyond(position: Vector, rotation: Vector) -> Vector:
-    """Return by which vector the wrist of this pose is out of reach: zero where it is not."""
-    arm = position - WRIST_M * rotation[:, 2] - SHOULDER
-    length = float(np.linalg.norm(arm))
-    return arm * max(0.0, 1.0 - ARM_M / length)
+INCLINED = hand_rotation(0.0, 0.8)
+UPRIGHT = hand_rotation(0.0, 0.0)
+TILTED = hand_rotation(0.0, 0.45)
+"""Hands that approach the cabinet's face, the table from above, and both."""
 
 
 def _excess(position: Vector, rotation: Vector) -> float:
-    return float(np.linalg.norm(_beyond(position, rotation)))
-
-
-def _on_face(x: float, outward: float, along: float) -> Vector:
-    """Return the point `outward` from the cabinet's face and `along` it from the sill."""
-    return np.array([x, 0.0, 0.0]) + SILL + outward * OUTWARD + along * SLOPE
-
-
-def _box(low: Iterable[float], high: Iterable[float], points: Vector) -> NDArray[np.bool_]:
-    return np.all((points > np.array(list(low))) & (points < np.array(list(high))), axis=1)
-
-
-def collides(points: Vector, view: View, but: Iterable[str] = ()) -> NDArray[np.bool_]:
-    """Return which points are inside the table, its parts or a block.
-
-    Args:
-        points: shape (N, 3).
-        view: what is where.
-        but: blocks that do not count.
-    """
-    scene, margin = view.scene, 0.003
-    x, y, z = points.T
-    face = points - SILL
-    outward, along = face @ OUTWARD, face @ SLOPE
-    on_face: Any = np.stack([x, outward, along], 1)
-    hit = (z < 0.438) & (np.abs(x) < 0.44) & (np.abs(y) < 0.183)
-    inside = (np.abs(x - scene.cabinet_x) < 0.26 - margin) & (y < 0.16 - margin)
-    inside &= z < 0.628 - margin
-    hit |= (outward < margin) & (z < 0.65) & (z > 0.4) & (y < 0.18) & (y > 0.02) & ~inside
-    door = scene.slider_x - view.slider
-    hit |= _box((door, 0, -0.01), (door + 0.28, 0.022 + margin, 0.23), on_face)
-    hit |= _box((door + 0.115, 0, 0.025), (door + 0.165, 0.083, 0.195), on_face)
-    lever = 0.068 + view.switch
-    hit |= _box(
-        (scene.switch_x - 0.063, 0, lever - 0.027),
-        (scene.switch_x + 0.063, 0.067, lever + 0.011),
-        on_face,
-    )
-    hit |= (np.hypot(x - scene.button_x, y + 0.12) < 0.04 + margin) & (z < 0.487)
-    hit |= _box(
-        (scene.button_x - 0.083, 0.137, 0.64), (scene.button_x + 0.083, 0.19, 0.667), points
-    )
-    hit |= _box((scene.switch_x - 0.03, 0.13, 0.64), (scene.switch_x + 0.03, 0.19, 0.7), points)
-    hit |= _hits_drawer(points, view)
-    for name, block in view.blocks.items():
-        if name not in but:
-            own = (points - block.position) @ block.rotation
-            hit |= np.all(np.abs(own) < block.half + margin, axis=1)
-    return hit
-
-
-def _hits_drawer(points: Vector, view: View) -> NDArray[np.bool_]:
-    x, q = view.scene.drawer_x, view.drawer
-    whole = _box((x - 0.203, -0.185 - q, 0.30), (x + 0.203, 0.061 - q, 0.404), points)
-    hollow = _box((x - 0.174, -0.157 - q, 0.338), (x + 0.174, 0.035 - q, 0.5), points)
-    bar = _box((x - 0.124, -0.264 - q, 0.337), (x + 0.124, -0.235 - q, 0.383), points)
-    return (whole & ~hollow) | bar
-
-
-def _sample_gripper(opening: float) -> Vector:
-    """Return points of the gripper, in the hand's frame with its origin at the TCP.
-
-    Args:
-        opening: of each finger [m].
-    """
-    fingers = [
-        (x, side * (opening + y), z)
-        for side in (-1, 1)
-        for z, outer in ((0.0148, 0.009), (-0.01, 0.012), (-0.045, 0.02))
-        for x in (-FINGER_HALF_M, 0.0, FINGER_HALF_M)
-        for y in (0.005, outer)
-    ]
-    hand = [
-        (x, y, z)
-        for z in (-0.074, -0.107, -0.14)
-        for y in np.linspace(-0.104, 0.104, 7)
-        for x in (-0.032, 0.032)
-    ]
-    wrist = [(x, y, -0.22) for x in (-0.05, 0.05) for y in (-0.05, 0.05)]
-    return np.array(fingers + hand + wrist)
-
-
-GRIPPER_POINTS, CLOSED_POINTS = _sample_gripper(0.04), _sample_gripper(0.0)
-
-
-def block_points(body: Body, scale: float = 1.0) -> Vector:
-    """Return corners, middles of edges and faces, and centre of a block, shape (27, 3)."""
-    grid = np.array(list(itertools.product((-1, 0, 1), repeat=3)), float)
-    return body.position + (grid * body.half * scale) @ body.rotation.T
-
-
-def _extent(body: Body, axis: Vector) -> float:
-    """Return how far a block reaches from its centre along a unit vector."""
-    return float(np.abs(body.rotation.T @ axis) @ body.half)
+    return float(np.linalg.norm(find_excess(position, rotation)))
 
 
 def _held(view: View) -> str | None:
@@ -493,8 +326,8 @@ def _travel(view: View, position: Vector, rotation: Vector, is_open: bool) -> Mo
     if far and (view.position[2] < HOVER_Z_M - 0.04 or view.position[1] > HOVER_Y_M + 0.03):
         view = yield from _retreat(view)
     over = np.array([position[0], min(position[1], HOVER_Y_M), max(position[2], HOVER_Z_M)])
-    view = yield Goal(over - _beyond(over, rotation), rotation, is_open, near=0.02)
-    position = position - _beyond(position, rotation)
+    view = yield Goal(over - find_excess(over, rotation), rotation, is_open, near=0.02)
+    position = position - find_excess(position, rotation)
     view = yield Goal(position, rotation, is_open, near=0.01)
     return view
 
@@ -535,7 +368,7 @@ def _choose_grasp(
         hits = int(collides(np.concatenate(way), view).sum())
         for turn in turns:
             if turn:
-                held = _turn(turn) @ rotation
+                held = turn_left(turn) @ rotation
                 points = position + GRIPPER_POINTS @ held.T
                 hits += int(collides(points, view, (name,)).sum())
                 cost += REACH_COST * _excess(position, held)
@@ -547,8 +380,8 @@ def _choose_grasp(
 
 
 HIT_COST, REACH_COST = 2.0, 100.0
-"""Of one of `GRIPPER_POINTS` in something solid, and of a metre that the arm is too short; a turn of
-the wrist costs 0.5 per radian."""
+"""Of one of `GRIPPER_POINTS` in something solid, and of a metre that the arm is too short; a turn
+of the wrist costs 0.5 per radian."""
 
 
 def _list_grasps(
@@ -577,7 +410,7 @@ def _list_grasps(
             wrist = max(abs(angle + turn) for turn in turns)
             if wrist > 2.0:
                 continue
-            rotation = _hand(angle, tilted)
+            rotation = hand_rotation(angle, tilted)
             room = max(0.0, 0.038 - half - 0.02 * abs(skew))
             centre = block.position + shift * along + aside * room * rotation[:, 1]
             low = _floor(block.position) + 0.021 + 0.01 * math.sin(tilted)
@@ -628,7 +461,7 @@ def _pick(view: View, name: str, tilt: float = 0.45) -> Motion:
 def _drag_out(view: View, name: str) -> Motion:
     """Press on a block in the cabinet from above and draw it out onto the table."""
     block = view.blocks[name]
-    top = block.position + (_extent(block, UP) + 0.013) * UP
+    top = block.position + (extent(block, UP) + 0.013) * UP
     approach = TILTED[:, 2]
     view = yield from _travel(view, top - 0.1 * approach, TILTED, False)
     view = yield Goal(top + 0.01 * UP, TILTED, False, speed=0.6)
@@ -668,10 +501,10 @@ def _release_at(
     offset = level @ (view.position - block.position)
     hand = level @ view.rotation
     present = math.atan2(hand[1, 1], hand[0, 1])
-    height = _extent(flat, UP)
+    height = extent(flat, UP)
     best, least = None, math.inf
     for (rank, spot), wanted in itertools.product(enumerate(spots), turns):
-        turn = _turn(wanted - present)
+        turn = turn_left(wanted - present)
         centre = spot + np.array([0.0, 0.0, height + drop])
         rotation = turn @ hand
         position = centre + turn @ offset
@@ -722,7 +555,7 @@ def _rotate(view: View, name: str, sense: int) -> Motion:
     shift = min(0.0, max(-0.05, -0.08 - start[1]))
     above = grasp.position + np.array([0.0, shift, 0.012])
     view = yield Goal(above, grasp.rotation, False, near=0.01)
-    turned = _turn(angle) @ grasp.rotation
+    turned = turn_left(angle) @ grasp.rotation
     view = yield Goal(above, turned, False, near=0.01)
     view = yield Goal(view.position, turned, True, near=1.0, hold=8)
     view = yield from _retreat(view)
@@ -734,7 +567,7 @@ def _push(view: View, name: str, side: int) -> Motion:
     block = view.blocks[name]
     begin = block.position
     axis = np.array([1.0, 0.0, 0.0])
-    gap = _extent(block, axis) + FINGER_HALF_M
+    gap = extent(block, axis) + FINGER_HALF_M
     height = ON_TABLE_Z_M + 0.006
     beside = np.array([begin[0] - side * (gap + 0.02), begin[1], height])
     moved = Body(begin + side * 0.12 * axis, block.rotation, block.half)
@@ -801,8 +634,8 @@ def _move_slider(view: View, side: int) -> Motion:
     handle = scene.slider_x - view.slider + 0.14
     gap = 0.021 + FINGER_HALF_M
     end = scene.slider_x + 0.14 - (scene.slider_range if side > 0 else 0.0)
-    start = _on_face(handle + side * (gap + 0.025), 0.035, 0.11)
-    stop = _on_face(end + side * (gap - 0.008), 0.035, 0.11)
+    start = on_face(handle + side * (gap + 0.025), 0.035, 0.11)
+    stop = on_face(end + side * (gap - 0.008), 0.035, 0.11)
     view = yield from _travel(view, start - 0.1 * INCLINED[:, 2], INCLINED, False)
     view = yield Goal(start, INCLINED, False, speed=0.6, near=0.01)
     view = yield Goal(stop, INCLINED, False, speed=0.5)
@@ -843,11 +676,11 @@ def _turn_off_lightbulb(view: View) -> Motion:
 
 
 def _move_lever(view: View, start: float, end: float) -> Motion:
-    """Push the lever from one height along the face to another, from where nothing is in the way."""
+    """Push the lever along the face, from a side where nothing is in the way."""
     best, least = None, math.inf
     for aside, angle in itertools.product((0.0, -0.02, 0.02), (0.0, -0.4, 0.4, -0.8, 0.8)):
-        rotation = _hand(angle, math.pi / 3)
-        position = _on_face(view.scene.switch_x + aside, 0.035, start)
+        rotation = hand_rotation(angle, math.pi / 3)
+        position = on_face(view.scene.switch_x + aside, 0.035, start)
         gripper = CLOSED_POINTS @ rotation.T
         way = [position - back * rotation[:, 2] + gripper for back in (0.0, 0.05, 0.1)]
         cost = float(collides(np.concatenate(way), view).sum()) + abs(angle) + 5 * abs(aside)
@@ -857,7 +690,7 @@ def _move_lever(view: View, start: float, end: float) -> Motion:
     position, rotation = best
     view = yield from _travel(view, position - 0.1 * rotation[:, 2], rotation, False)
     view = yield Goal(position, rotation, False, speed=0.6)
-    stop = _on_face(position[0], 0.035, end)
+    stop = on_face(position[0], 0.035, end)
     view = yield Goal(stop, rotation, False, speed=0.4)
     return (yield from _retreat(view))
 
@@ -898,25 +731,18 @@ def _stack_block(view: View) -> Motion:
     name = _held(view)
     if name is None:
         return view
-    below = _choose_lower(view, name)
-    if below is None:
-        return view
-    top = view.blocks[below].position + _extent(view.blocks[below], UP) * UP
-    angles = tuple(np.linspace(-1.5, 1.5, 13))
-    return (yield from _release_at(view, name, [top], angles))
-
-
-def _choose_lower(view: View, held: str) -> str | None:
-    """Return the block on the table on which a held one can be put."""
     free = [
-        name
-        for name, block in view.blocks.items()
-        if name != held
+        block
+        for other, block in view.blocks.items()
+        if other != name
         and block.position[1] < 0.02
         and 0.44 < block.position[2] < 0.49
-        and _on_top_of(view, name, held) is None
+        and _on_top_of(view, other, name) is None
     ]
-    return min(free, key=lambda k: float(np.linalg.norm(view.blocks[k].position)), default=None)
+    if not free:
+        return view
+    tops = [block.position + extent(block, UP) * UP for block in free]
+    return (yield from _release_at(view, name, tops, tuple(np.linspace(-1.5, 1.5, 13))))
 
 
 def _on_top_of(view: View, lower: str, but: str = "") -> str | None:
@@ -942,7 +768,7 @@ def _unstack_block(view: View) -> Motion:
     block = view.blocks[upper]
     for side in (1, -1) if block.position[0] < 0.1 else (-1, 1):
         axis = np.array([side, 0.0, 0.0])
-        beside = block.position - (_extent(block, axis) + FINGER_HALF_M + 0.02) * axis + 0.008 * UP
+        beside = block.position - (extent(block, axis) + FINGER_HALF_M + 0.02) * axis + 0.008 * UP
         landing = block.position + 0.06 * axis - BLOCK_DEPTH_M * UP
         fallen = Body(landing, block.rotation, block.half)
         gripper = np.concatenate([beside + CLOSED_POINTS @ TILTED.T, block_points(fallen)])
@@ -975,13 +801,13 @@ def _push_into_drawer(view: View) -> Motion:
     block = view.blocks[name]
     axis = np.array([0.0, 1.0, 0.0])
     x = float(np.clip(block.position[0], scene.drawer_x - 0.11, scene.drawer_x + 0.11))
-    behind = block.position[1] + _extent(block, axis) + FINGER_HALF_M + 0.015
+    behind = block.position[1] + extent(block, axis) + FINGER_HALF_M + 0.015
     if x != block.position[0] or behind > -0.02:
         view = yield from _pick(view, name)
         spots = [np.array([x + dx, -0.14, 0.44]) for dx in (0.0, -0.05, 0.05)]
         view = yield from _release_at(view, name, spots, (0.0, 0.4, -0.4, 0.8, -0.8))
     block = view.blocks[name]
-    behind = block.position[1] + _extent(block, axis) + FINGER_HALF_M + 0.015
+    behind = block.position[1] + extent(block, axis) + FINGER_HALF_M + 0.015
     start = np.array([block.position[0], behind, ON_TABLE_Z_M + 0.006])
     view = yield from _travel(view, start - 0.1 * TILTED[:, 2], TILTED, False)
     view = yield Goal(start, TILTED, False, speed=0.6)

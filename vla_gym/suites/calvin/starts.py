@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_gym.suites.calvin.geometry import block_points, collides, look
 from vla_gym.suites.calvin.scenes import (
     BLOCK_DEPTH_M,
     BLOCKS,
@@ -24,7 +25,6 @@ from vla_gym.suites.calvin.scenes import (
     SWITCH_ON_M,
     Scene,
 )
-from vla_gym.suites.calvin.skills import block_points, collides, look
 
 __all__ = ["Start", "sample_start"]
 

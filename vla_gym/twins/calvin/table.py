@@ -17,6 +17,7 @@ from vla_gym.deps import require
 from vla_gym.errors import SimulatorCrashed, UnknownName
 from vla_gym.rendering import Renderer
 from vla_gym.rotations import euler_to_matrix, matrix_to_euler
+from vla_gym.suites.calvin.control import POSITION_M, ROTATION_RAD
 from vla_gym.suites.calvin.oracle import ROBOT, TABLE_PARTS, Block, Record
 from vla_gym.suites.calvin.scenes import BLOCKS, SCENES
 from vla_gym.suites.calvin.table import CAMERAS, Reading
@@ -33,9 +34,6 @@ from vla_gym.twins.calvin.scene import (
 from vla_gym.twins.panda import FINGER_OPEN_M, Kinematics, Panda
 
 __all__ = ["TwinTable"]
-
-MAX_POSITION_M, MAX_ROTATION_RAD = 0.02, 0.05
-"""What an entry of 1 in an action means, per control step."""
 
 SERVO_REACH_RAD = 2.0 * MOUNT.servos.damping_s
 """The servos' error at upstream's greatest speed, 2 rad/s."""
@@ -113,8 +111,8 @@ class TwinTable:
 
     def move(self, action: Vector) -> None:
         """See `Table.move`."""
-        self._target[:3] += MAX_POSITION_M * action[:3]
-        self._target[3:] += MAX_ROTATION_RAD * action[3:6]
+        self._target[:3] += POSITION_M * action[:3]
+        self._target[3:] += ROTATION_RAD * action[3:6]
         self._drive(self._target[:3], self._quaternion(self._target[3:]), action[6])
 
     def move_to(self, position: Vector, quaternion_xyzw: Vector, gripper: float) -> None:
