@@ -33,6 +33,26 @@ def test_eval_prints_a_table_and_the_path_of_the_report(tmp_path):
     assert code == 0 and "4 of 4 episodes were finished before" in output
 
 
+def test_eval_without_a_folder_makes_one_named_by_the_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output = run("eval", "-p", "zero", "-e", "Toy-Reach", "-n", "1", "--no-video")
+    assert code == 0, output
+    (folder,) = (tmp_path / "results").iterdir()
+    assert (folder / "records.jsonl").exists()
+    assert f"results/{folder.name}/report.html" in output
+
+
+@needs("calvin-twin")
+def test_eval_of_a_chain_prints_success_rates_and_average_length(tmp_path):
+    code, output = run(
+        *("eval", "--env", "VLA/CALVIN-Chain-v0", "--policy", "calvin-expert"),
+        *("--episodes", "2", "--no-video", "-k", "simulator=calvin-twin", "-o", tmp_path),
+    )
+    assert code == 0, output
+    for text in ("SR_1", "SR_5", "average", "calvin-twin", "scene=D", "renderer=mujoco"):
+        assert text in output
+
+
 def test_a_crashed_episode_makes_the_exit_code_1_and_a_column_of_its_own(tmp_path, monkeypatch):
     from tests.evaluation import stand_ins
 

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,7 +82,10 @@ def evaluate_command(
         list[str],
         typer.Option("--env", "-e", help="Id or glob, e.g. 'MetaWorld-*'. Repeatable."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; an old one is continued.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="An old one is continued. Default: results/DATE-TIME."),
+    ] = None,
     episodes: Annotated[int, typer.Option("--episodes", "-n", min=1, help="Per pair.")] = 10,
     seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Of the first episode.")] = 0,
     workers: Workers = 1,
@@ -102,7 +106,7 @@ def evaluate_command(
     crashed = run_evaluation(
         read_policies(policy),
         env,
-        out,
+        out or Path("results", datetime.now().strftime("%Y-%m-%d-%H%M%S")),
         episodes=episodes,
         seed=seed,
         workers=workers,
