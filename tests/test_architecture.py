@@ -15,6 +15,7 @@ LAYERS = (
     ("_version", "errors", "worker_main"),
     ("deps", "suite", "rotations"),
     ("meshes", "visibility"),
+    ("pieces",),
     ("rendering", "embedding", "worker"),
     ("instruction",),
     ("contract",),

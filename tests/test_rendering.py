@@ -65,6 +65,103 @@ def test_fast_quality_is_another_picture_of_the_same_scene():
     fast.close()
 
 
+def read_model(model):
+    """Return all arrays and qualities of a model."""
+    found = {
+        name: value.copy()
+        for name in dir(model)
+        if name[0] != "_" and isinstance(value := getattr(model, name), np.ndarray)
+    }
+    quality, size = model.vis.quality, model.vis.global_
+    found["vis"] = np.array([quality.offsamples, quality.shadowsize, size.offwidth, size.offheight])
+    return found
+
+
+@pytest.mark.parametrize("quality", ["exact", "fast"])
+def test_drawing_leaves_the_simulated_model_as_it_was(quality):
+    env, _ = make("Reach", 32, render_quality=quality)
+    model = env.unwrapped._simulator._env.model
+    from vla_gym.rendering import Renderer
+
+    before = read_model(model)
+    renderer = Renderer(model, env.unwrapped._simulator._env.data, quality)
+    for camera in range(model.ncam):
+        renderer.render(model.camera(camera).name, 64, 64)
+    renderer.close()
+    after = read_model(model)
+    assert len(before) > 300
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    env.close()
+
+
+def test_episodes_are_the_same_in_both_qualities_and_without_pictures():
+    settings = [{"render_quality": "exact"}, {"render_quality": "fast"}, {"cameras": ()}]
+    states = []
+    for keywords in settings:
+        env = gym.make(
+            "VLA/MetaWorld-Reach-v0",
+            **{"cameras": ("primary",), "image_size": 32, "state": True, **keywords},
+        )
+        found = [env.reset(seed=3)[0]["state"]]
+        for action in np.random.default_rng(0).uniform(-1, 1, (8, 7)).astype(np.float32):
+            found.append(env.step(action)[0]["state"])
+        states.append(np.array(found))
+        env.close()
+    np.testing.assert_array_equal(states[0], states[1])
+    np.testing.assert_array_equal(states[0], states[2])
+
+
+def test_fast_quality_draws_simplified_meshes(tmp_path, monkeypatch):
+    """Once simplified they are read from the cache, and the picture is nearly the same."""
+    from vla_gym import meshes, rendering
+
+    monkeypatch.setenv("VLA_GYM_CACHE", str(tmp_path))
+    monkeypatch.setattr(meshes, "_simplified", {})
+    env, picture = make("Reach", 64, render_quality="fast")
+    files = sorted(tmp_path.iterdir())
+    assert len(files) > 8
+    model, data = (getattr(env.unwrapped._simulator._env, name) for name in ("model", "data"))
+    small = rendering._simplify(model, env.unwrapped._simulator._renderer._option)
+    assert small.mesh_facenum.sum() < 10_000 and model.mesh_facenum.sum() > 60_000
+    monkeypatch.setattr(meshes, "_simplified", {})
+    monkeypatch.setattr(meshes, "simplify", lambda *_: pytest.fail("simplified again"))
+    again = rendering.Renderer(model, data, "fast")
+    name = "corner2"
+    assert np.array_equal(again.render(name, 64, 64)[::-1, ::-1], picture)
+    again.close()
+    monkeypatch.setattr(rendering, "MESH_FACES", 10**9)
+    whole = rendering.Renderer(model, data, "fast")
+    difference = np.abs(whole.render(name, 64, 64)[::-1, ::-1].astype(float) - picture)
+    assert 0 < difference.mean() < 3
+    whole.close()
+    env.close()
+
+
+def test_simplified_meshes_keep_their_shape():
+    from vla_gym.meshes import compute_normals, simplify
+
+    angles = np.linspace(0, np.pi, 60), np.linspace(0, 2 * np.pi, 121)
+    high, round_ = (grid.ravel() for grid in np.meshgrid(*angles, indexing="ij"))
+    vertices = np.stack(
+        [np.sin(high) * np.cos(round_), np.sin(high) * np.sin(round_), np.cos(high)], axis=1
+    )
+    corner = np.arange(59 * 120) // 120 * 121 + np.arange(59 * 120) % 120
+    faces = np.concatenate(
+        [
+            np.stack([corner, corner + 121, corner + 122], axis=1),
+            np.stack([corner, corner + 122, corner + 1], axis=1),
+        ]
+    )
+    ball = simplify(vertices, faces, 500)
+    assert 300 < len(ball.faces) <= 510
+    radii = np.linalg.norm(ball.vertices, axis=1)
+    assert radii.min() > 0.97 and radii.max() < 1.03
+    directions = ball.vertices / radii[:, None]
+    normals = compute_normals(ball.vertices, ball.faces)
+    assert ((normals * directions).sum(axis=1) > 0.95).all()  # outward: the winding is kept
+
+
 def test_threads_draw_the_same_pictures():
     env, first = make("Reach", 48)
     found = []

@@ -108,7 +108,12 @@ def eef_proprio(
     The first two columns of the matrix are the continuous 6-D form of Zhou et al. 2019, "On the
     Continuity of Rotation Representations in Neural Networks", section 4.2.
     """
-    return np.concatenate([position, rotation[:, 0], rotation[:, 1], [min(max(opening, 0.0), 1.0)]])
+    proprio = np.empty(10)
+    proprio[:3] = position
+    proprio[3:6] = rotation[:, 0]
+    proprio[6:9] = rotation[:, 1]
+    proprio[9] = min(max(opening, 0.0), 1.0)
+    return proprio
 
 
 def two_arms(mode: ActionMode) -> ActionMode:
@@ -170,20 +175,23 @@ def check_action(action: Any, entries: tuple[Entry, ...], where: str) -> NDArray
     Raises:
         InvalidAction: its shape is not (len(entries),), or an entry is not a finite number.
     """
-    names = ", ".join(entry.name for entry in entries)
     try:
         # float64 first: a finite number beyond float32 is to be clipped, not to overflow.
         array = np.asarray(action, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
+        names = ", ".join(entry.name for entry in entries)
         raise InvalidAction(
             f"the action for {where} is not an array of numbers ({error}); it takes {len(entries)} "
             f"numbers in [-1, 1]: {names}"
         ) from error
     if array.shape != (len(entries),):
+        names = ", ".join(entry.name for entry in entries)
         raise InvalidAction(
             f"the action for {where} has shape {array.shape}; it takes shape ({len(entries)},): "
             + names
         )
+    if all(-1.0 <= value <= 1.0 for value in array.tolist()):  # a NaN is not; the usual, fast case
+        return array.astype(np.float32)
     finite = np.isfinite(array)
     if not finite.all():
         bad = ", ".join(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import os
 import platform
 import threading
@@ -21,11 +22,23 @@ from numpy.typing import NDArray
 
 from vla_gym.deps import require
 from vla_gym.errors import BrokenDependency, DependencyNotInstalled, UnknownName
+from vla_gym.meshes import compute_normals, read_simplified
+from vla_gym.pieces import Pieces
+from vla_gym.visibility import View, Visibility, find_shown_meshes
 
 __all__ = ["Renderer", "check_rendering", "choose_backend"]
 
 BACKENDS = ("egl", "osmesa")
 SYSTEM_PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
+
+HIDDEN_GROUP = 5
+"""Geoms and sites of this group are not shown, unless one asks for it."""
+
+MIN_CULLED = 70
+"""Geoms and sites from which on it pays to ask which are seen, in fast quality."""
+
+MESH_FACES = 500
+"""Most faces of a mesh in fast quality."""
 
 MAX_GEOMS = 1000  # as gymnasium's and robosuite's viewers; one more geom would be left out by all
 
@@ -143,11 +156,12 @@ class Renderer:
     """Renders cameras of one compiled model.
 
     Args:
-        model: `mujoco.MjModel`, compiled. `quality="fast"` changes its visual quality fields.
+        model: `mujoco.MjModel`, compiled. It is never changed.
         data: `mujoco.MjData`, read at each picture.
         quality: `"exact"`: the pixels of the simulator's own viewer; `"fast"`: no shadows,
-            reflections or multisampling.
+            reflections or multisampling, and meshes of at most `MESH_FACES` faces.
         hidden_geom_groups: geom groups that the simulator's own viewer does not show.
+        cull: whether to leave out what cannot change a pixel (`vla_gym.visibility`).
     """
 
     def __init__(
@@ -156,6 +170,7 @@ class Renderer:
         data: Any,
         quality: str = "exact",
         hidden_geom_groups: tuple[int, ...] = (),
+        cull: bool = True,
     ) -> None:
         mujoco = require("mujoco", "metaworld", "rendering")
         self._mujoco, self._model, self._data = mujoco, model, data
@@ -163,11 +178,15 @@ class Renderer:
         self._option = mujoco.MjvOption()
         for group in hidden_geom_groups:
             self._option.geomgroup[group] = 0
+        if self._fast:
+            cull = cull and model.ngeom + model.nsite >= MIN_CULLED
+        self._visibility = Visibility(model, self._option, refine=not self._fast) if cull else None
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._perturb = mujoco.MjvPerturb()
         self._scene: Any = None
         self._buffer: Any = None  # MjrContext, made at the first picture
+        self._pieces: Pieces | None = None
         self._size = (0, 0)
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -186,31 +205,71 @@ class Renderer:
         pixels = np.empty((height, width, 3), dtype=np.uint8)
         with _current_gl():
             self._prepare(height, width)
-            mujoco.mjv_updateScene(
-                self._model,
-                self._data,
-                self._option,
-                self._perturb,
-                self._camera,
-                mujoco.mjtCatBit.mjCAT_ALL,
-                self._scene,
-            )
+            self._update_scene(height, width)
             mujoco.mjr_render(viewport, self._scene, self._buffer)
             mujoco.mjr_readPixels(pixels, None, viewport, self._buffer)
         return np.ascontiguousarray(pixels[::-1])  # GL's row 0 is at the bottom
 
+    def _update_scene(self, height: int, width: int) -> None:
+        """List what is to be drawn, without what cannot change a pixel."""
+        mujoco, scene = self._mujoco, self._scene
+        flags = mujoco.mjtRndFlag
+        scene.flags[flags.mjRND_REFLECTION] = not self._fast
+        mujoco.mjv_updateCamera(self._model, self._data, self._camera, scene)
+        view = View.of(scene.camera, height, width) if self._visibility is not None else None
+        if self._visibility is None or view is None:
+            self._list_scene()
+            return
+        effects = not self._fast
+        sight = self._visibility.look(self._data, view, shadows=effects, reflections=effects)
+        with self._hide(sight.hidden):
+            self._list_scene()
+        if scene.ngeom != sight.drawn:
+            return
+        if not sight.reflection:
+            scene.flags[flags.mjRND_REFLECTION] = 0
+        if self._pieces is not None:
+            for geom, pieces in sight.pieces.items():
+                mesh = int(self._model.geom_dataid[geom])
+                scene.geoms[sight.places[geom]].dataid = self._pieces.compose(mesh, pieces)
+
+    def _list_scene(self) -> None:
+        mujoco = self._mujoco
+        mujoco.mjv_updateScene(
+            self._model,
+            self._data,
+            self._option,
+            self._perturb,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL,
+            self._scene,
+        )
+
+    @contextlib.contextmanager
+    def _hide(self, hidden: NDArray[np.bool_]) -> Iterator[None]:
+        """Have geoms and sites in a group that is not shown, inside."""
+        groups = self._model.geom_group, self._model.site_group
+        chosen = hidden[: self._model.ngeom], hidden[self._model.ngeom :]
+        before = [group[which] for group, which in zip(groups, chosen, strict=True)]
+        try:
+            for group, which in zip(groups, chosen, strict=True):
+                group[which] = HIDDEN_GROUP
+            yield
+        finally:
+            for group, which, values in zip(groups, chosen, before, strict=True):
+                group[which] = values
+
     def _prepare(self, height: int, width: int) -> None:
         mujoco = self._mujoco
         if self._buffer is None:
-            visual = self._model.vis
-            if self._fast:
-                visual.quality.offsamples = 0
-            visual.global_.offwidth, visual.global_.offheight = width, height
             self._scene = mujoco.MjvScene(self._model, MAX_GEOMS)
             if self._fast:
                 self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
                 self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-            self._buffer = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_150)
+            self._buffer = self._make_buffer(height, width)
+            if self._visibility is not None and self._visibility.refine:
+                meshes = find_shown_meshes(self._model, self._option)
+                self._pieces = Pieces.upload(mujoco, self._model, self._buffer, meshes)
             self._size = (height, width)
         elif height > self._size[0] or width > self._size[1]:
             self._size = (max(height, self._size[0]), max(width, self._size[1]))
@@ -218,13 +277,67 @@ class Renderer:
         # Each time: the envs of a process share one GL context, in which the last one is bound.
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffer)
 
+    def _make_buffer(self, height: int, width: int) -> Any:
+        """Upload textures and meshes: an MjrContext with an off-screen buffer of this size."""
+        model = _simplify(self._model, self._option) if self._fast else self._model
+        size = model.vis.global_
+        before = size.offwidth, size.offheight
+        size.offwidth, size.offheight = width, height
+        try:
+            return self._mujoco.MjrContext(model, self._mujoco.mjtFontScale.mjFONTSCALE_150)
+        finally:
+            size.offwidth, size.offheight = before
+
     def close(self) -> None:
         """Free the GL buffers. Safe to call more than once."""
         buffer, self._buffer = self._buffer, None
+        pieces, self._pieces = self._pieces, None
         if buffer is not None and _context is not None and _context[0] == os.getpid():
             # At interpreter exit the GL library may be gone.
             with contextlib.suppress(Exception), _current_gl():
                 buffer.free()
+                if pieces is not None:
+                    pieces.free()
+
+
+def _simplify(model: Any, option: Any) -> Any:
+    """Return a copy of a model to take meshes and qualities from, not to be simulated.
+
+    Meshes with a texture stay as they are: a simplified one would not know where it goes.
+    """
+    model = copy.copy(model)
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 0
+    model.mesh_graphadr[:] = -1  # convex hulls are never shown
+    materials = model.geom_matid
+    plain = (materials < 0) | (model.mat_texid[materials] < 0).all(axis=1) if model.nmat else True
+    textured = set(model.geom_dataid[~np.broadcast_to(plain, model.ngeom)].tolist())
+    shown = find_shown_meshes(model, option)
+    for mesh in range(model.nmesh):
+        if not shown[mesh]:
+            model.mesh_facenum[mesh] = 0
+        elif model.mesh_facenum[mesh] > MESH_FACES and mesh not in textured:
+            _replace_mesh(model, mesh)
+    return model
+
+
+def _replace_mesh(model: Any, mesh: int) -> None:
+    """Put a simplified mesh in a mesh's place. It is never larger."""
+    start, face, normal = (
+        getattr(model, f"mesh_{kind}adr")[mesh] for kind in ("vert", "face", "normal")
+    )
+    vertices = model.mesh_vert[start : start + model.mesh_vertnum[mesh]]
+    faces = model.mesh_face[face : face + model.mesh_facenum[mesh]]
+    vertices, faces = read_simplified(vertices, faces, MESH_FACES)
+    if len(vertices) > min(model.mesh_vertnum[mesh], model.mesh_normalnum[mesh]):
+        return
+    model.mesh_vert[start : start + len(vertices)] = vertices
+    model.mesh_face[face : face + len(faces)] = faces
+    model.mesh_normal[normal : normal + len(vertices)] = compute_normals(vertices, faces)
+    model.mesh_facenormal[face : face + len(faces)] = faces
+    model.mesh_vertnum[mesh], model.mesh_facenum[mesh] = len(vertices), len(faces)
+    # Without coordinates for a texture MuJoCo shades sharp edges with the faces' own normals.
+    model.mesh_texcoordadr[mesh] = -1
 
 
 _TEST_MODEL = """

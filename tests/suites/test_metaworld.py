@@ -345,6 +345,21 @@ def test_unknown_keywords_and_options_are_refused() -> None:
     env.close()
 
 
+@needs("metaworld")
+def test_no_list_of_tasks_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream's MT1 draws 50 tasks on an env of its own, which takes several times our start."""
+
+    def fail(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("a list of tasks was built")
+
+    for name in ("MT1", "ML1"):
+        monkeypatch.setattr(f"metaworld.{name}.__init__", fail)
+    for split in SPLITS:
+        env = make("Reach", split=split)
+        env.reset(seed=0)
+        env.close()
+
+
 # ---------------------------------------------------------------- actions, proprio, horizon
 
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from ctypes.util import find_library
+from xml.etree import ElementTree
 
 import gymnasium as gym
 import numpy as np
@@ -28,6 +29,7 @@ from vla_gym.suites.robosuite import (
     compute_state_dim,
     count_arms,
 )
+from vla_gym.suites.robosuite_models import KeptModel
 from vla_gym.suites.robosuite_tasks import DRAWN_TARGETS, TASKS, wordings
 
 pytestmark = needs("robosuite")
@@ -196,6 +198,165 @@ def test_reset_is_a_function_of_the_seed(task):
     env.close()
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     assert random.getstate() == python_state
+
+
+def read_model(model) -> dict[str, np.ndarray]:
+    """Return all arrays and numbers of a compiled model."""
+    fields = {name: getattr(model, name) for name in dir(model) if not name.startswith("_")}
+    for part in (model.stat, model.opt):
+        fields |= {f"{part!r}"[:30] + name: getattr(part, name) for name in dir(part)}
+    return {
+        name: np.array(value)
+        for name, value in fields.items()
+        if isinstance(value, int | float | np.ndarray)
+    }
+
+
+def find_differences(one, other) -> list[str]:
+    """Return the names of arrays in which two compiled models differ; NaN equals NaN."""
+    one, other = read_model(one), read_model(other)
+    assert len(one) > 300 and one.keys() == other.keys()
+    return [
+        name
+        for name, value in one.items()
+        if not np.array_equal(value, other[name], equal_nan=value.dtype.kind == "f")
+    ]
+
+
+def check_kept_model(task: str, robot: str, seeds: range, monkeypatch) -> None:
+    """Each episode's model is what upstream compiles, though it is compiled but once."""
+    import mujoco
+
+    env = make(task, robot=robot, cameras=())
+    env.reset(seed=100)
+    upstream, become, differences = get_upstream(env), KeptModel.become, []
+
+    def become_and_compare(kept, root, data):
+        done = become(kept, root, data)
+        xml = upstream.edit_model_xml(ElementTree.tostring(root, encoding="unicode"))
+        differences.append(find_differences(kept.model, mujoco.MjModel.from_xml_string(xml)))
+        return done
+
+    monkeypatch.setattr(KeptModel, "become", become_and_compare)
+    kept = env.unwrapped._simulator._model
+    for seed in seeds:
+        env.step(env.action_space.sample())
+        env.reset(seed=seed)
+        assert env.unwrapped._simulator._model is kept  # the compiler had nothing to do
+    assert differences == [[]] * len(seeds)
+    env.close()
+
+
+@pytest.mark.parametrize("task", ["Lift", "TwoArmPegInHole"])
+def test_kept_model_is_what_upstream_compiles(task, monkeypatch):
+    check_kept_model(task, "Panda", range(3), monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "robot"),
+    [(t, "Panda") for t in TASKS] + [("Lift", r) for r in ROBOTS if r != "Panda"],
+)
+def test_kept_model_is_what_upstream_compiles_everywhere(task, robot, monkeypatch):
+    check_kept_model(task, robot, range(8 if task.startswith("TwoArm") else 4), monkeypatch)
+
+
+KEPT_XML = """
+<mujoco>
+  <worldbody>
+    <body name="cube" pos="0 0 1">
+      <freejoint/>
+      <geom name="a" type="{kind}" size="{size}" pos="0 0 {z}" mass="1"/>
+      <geom name="b" type="sphere" size="0.1" density="{density}"/>
+      <body name="tip" pos="0 0 {tip}"><geom type="box" size="0.1 0.2 0.3"/><joint/></body>
+    </body>
+    <geom type="plane" size="3 3 1"/>
+  </worldbody>
+</mujoco>
+"""
+KEPT_NUMBERS = {"kind": "box", "size": "0.1 0.2 0.3", "z": 0.5, "density": 900, "tip": 1}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "possible"),
+    [
+        ({}, True),
+        ({"z": 0.7, "density": 1200}, True),
+        ({"tip": 2}, False),  # a body has moved
+        ({"kind": "cylinder", "size": "0.1 0.2"}, False),
+        ({"size": "9 9 9"}, False),  # the scene has another extent, on which pictures depend
+    ],
+)
+def test_kept_model_knows_what_it_can_become(numbers, possible):
+    import mujoco
+
+    first, xml = (KEPT_XML.format(**KEPT_NUMBERS | changes) for changes in ({}, numbers))
+    model = mujoco.MjModel.from_xml_string(first)
+    kept = KeptModel(ElementTree.fromstring(first), model)
+    model.geom_rgba[:] = 0.3  # as an episode might
+    model.body_mass[1] = 7
+    data = mujoco.MjData(model)
+    data.qpos[:] = 0.3
+    assert kept.become(ElementTree.fromstring(xml), data) == possible
+    if possible:
+        assert find_differences(model, mujoco.MjModel.from_xml_string(xml)) == []
+        assert np.array_equal(data.qpos, model.qpos0)
+        assert kept.become(ElementTree.fromstring(first), data)  # and back
+        assert find_differences(model, mujoco.MjModel.from_xml_string(first)) == []
+
+
+def test_envs_of_a_process_share_a_compilation_but_no_memory():
+    """The second env's model is a copy of the first's, in whatever state that is."""
+    seeds = (1, 2)
+    alone = make("Lift", cameras=(), state=True)
+    expected = [alone.reset(seed=seed)[0]["state"] for seed in seeds]
+    for _ in range(3):
+        alone.step(alone.action_space.sample())
+    other = make("Lift", cameras=(), state=True)
+    found = [other.reset(seed=seed)[0]["state"] for seed in seeds]
+    assert np.array_equal(expected, found)
+    models = [env.unwrapped._simulator._model.model for env in (alone, other)]
+    assert not np.shares_memory(models[0].geom_size, models[1].geom_size)
+    before = read_sim(get_upstream(alone))
+    other.step(np.ones(7, np.float32))
+    assert np.array_equal(read_sim(get_upstream(alone)), before)
+    alone.close()
+    other.reset(seed=1)  # outlives what it was copied from
+    other.close()
+
+
+@pytest.mark.parametrize("task", ["Lift", "NutAssemblySingle", "Wipe"])
+def test_an_episode_is_the_same_whether_its_state_is_observed_or_not(task):
+    """Without `state` upstream's observables are not even made."""
+    records = []
+    for state in (True, False):
+        env = make(task, cameras=(), state=state, action_mode="native")
+        rng = np.random.default_rng(3)
+        record = []
+        for seed in (1, 2):
+            observation, _ = env.reset(seed=seed)
+            record.append(np.append(read_sim(get_upstream(env)), observation["proprio"]))
+            for _ in range(4):
+                action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+                observation, reward, *_ = env.step(action)
+                sim = read_sim(get_upstream(env))
+                record.append(np.concatenate([sim, observation["proprio"], [reward]]))
+        records.append(np.concatenate(record))
+        env.close()
+    assert np.array_equal(*records)
+
+
+def test_robosuite_itself_still_compiles_its_robots():
+    """Ours are not compiled alone, but what upstream's class does is put back after each reset."""
+    from robosuite.models.robots import create_robot
+
+    env = make("Lift", cameras=())
+    env.reset(seed=0)
+    assert env.unwrapped._simulator._env.robots[0].robot_model.mujoco_model is None
+    env.close()
+    robot = create_robot("Panda")
+    robot.set_mujoco_model()
+    assert robot.mujoco_model.nq == 7
 
 
 def run_python(code: str, **variables: str) -> str:

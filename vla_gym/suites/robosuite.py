@@ -34,6 +34,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -291,6 +292,9 @@ def _import_robosuite() -> Any:
                 os.environ[name] = value
 
 
+_kept: WeakValueDictionary[tuple[str, str], KeptModel] = WeakValueDictionary()
+"""(task, robot) -> model of one env of this process, as long as an env keeps it."""
+
 _ROBOTS_LOCK = threading.Lock()
 
 
@@ -306,9 +310,9 @@ def _uncompiled_robots() -> Iterator[None]:
     with _ROBOTS_LOCK:
         compile_robot, thread = RobotModel.set_mujoco_model, threading.get_ident()
 
-        def skip(robot: Any, model: Any = None) -> None:
+        def skip(self: RobotModel, mujoco_model: Any = None) -> None:
             if threading.get_ident() != thread:
-                compile_robot(robot, model)
+                compile_robot(self, mujoco_model)
 
         RobotModel.set_mujoco_model = skip
         try:
@@ -444,24 +448,34 @@ class RobosuiteSimulator:
                 load_robots()
 
         def initialize() -> None:
-            sim, root = self._sim, env.model.root
-            if sim is not None and self._model.become(root, sim.data._data):
-                env.sim = sim
-                sim.forward()
+            if self._model is None:
+                self._copy_model()
+            if self._model is not None and self._model.become(env.model.root, self._sim.data._data):
+                env.sim = self._sim
+                env.sim.forward()
                 env.initialize_time(env.control_freq)
             else:
                 self._drop_renderer()
                 compile_model()
                 self._sim = env.sim
-                self._model = KeptModel(root, env.sim.model._model)
+                self._model = KeptModel(env.model.root, env.sim.model._model)
+                _kept[self._setup.native_task, self._setup.keywords["robot"]] = self._model
             env.sim.forward()
 
         env._load_robots, env._initialize_sim = load_uncompiled_robots, initialize
-        env.__init__(**keywords)
         if not self._setup.state:  # nobody reads what they would compute in every physics step
-            env._update_observables = env._reset_observables = lambda force=False: None
-            env._get_observations = lambda force_update=False: {}
+            env._setup_observables = dict
+        env.__init__(**keywords)
         return env
+
+    def _copy_model(self) -> None:
+        """Take a copy of the model that another env of this process keeps for the same task."""
+        from robosuite.utils.binding_utils import MjSim
+
+        other = _kept.get((self._setup.native_task, self._setup.keywords["robot"]))
+        if other is not None:
+            self._model = other.copy()
+            self._sim = MjSim(self._model.model)
 
     def _make_wide_config(self, robot: str) -> Any:
         """Return the default controller with its range doubled at the same scale.
