@@ -44,12 +44,20 @@ def rotation_vector(matrix: Array) -> Array:
 
 def vector_to_matrix(vector: Array) -> Array:
     """Return the rotation matrix of axis times angle [rad]."""
-    angle = float(np.linalg.norm(vector))
+    x, y, z = vector.tolist()
+    angle = math.sqrt(x * x + y * y + z * z)
     if angle < 1e-12:
         return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    x, y, z = x / angle, y / angle, z / angle
+    sine, cosine = math.sin(angle), math.cos(angle)
+    rest = 1 - cosine
+    return np.array(  # Rodrigues' formula
+        [
+            [cosine + rest * x * x, rest * x * y - sine * z, rest * x * z + sine * y],
+            [rest * x * y + sine * z, cosine + rest * y * y, rest * y * z - sine * x],
+            [rest * x * z - sine * y, rest * y * z + sine * x, cosine + rest * z * z],
+        ]
+    )
 
 
 def euler_to_matrix(angles: ArrayLike) -> Array:
@@ -85,11 +93,10 @@ def matrix_to_quaternion(matrix: Array) -> Array:
 
 def vector_to_quaternion(vector: ArrayLike) -> Array:
     """Return the unit quaternion (x, y, z, w) of a rotation vector [rad], shape (3,)."""
-    array = np.asarray(vector, np.float64)
-    half = np.linalg.norm(array) / 2
-    # sinc(x) = sin(pi x) / (pi x): no division by a small angle
-    quaternion = np.append(array * np.sinc(half / np.pi) / 2, np.cos(half))
-    return quaternion / np.linalg.norm(quaternion)
+    x, y, z = np.asarray(vector, np.float64).tolist()
+    half = math.sqrt(x * x + y * y + z * z) / 2
+    share = math.sin(half) / (2 * half) if half > 1e-9 else 0.5
+    return np.array([x * share, y * share, z * share, math.cos(half)])
 
 
 def quaternion_to_vector(quaternion_xyzw: ArrayLike) -> Array:

@@ -38,6 +38,8 @@ __all__ = ["CalvinSimulator", "open_original"]
 
 _CAMERAS = dict(zip(("primary", "wrist"), CAMERAS))  # noqa: B905  Python 3.8 has no strict=
 
+_BASE_M = np.array(BASE_POSITION_M)
+
 _BY_NATIVE = {task.native: task for task in TASKS.values()}
 
 GRASP_ATTEMPTS, GRASP_STEPS = 20, 200
@@ -177,7 +179,7 @@ class CalvinSimulator:
         position, rotation = self._hand
         opening = reading.robot_obs[6] / OPENING_M
         if setup.proprio == "eef":
-            proprio = eef_proprio(position - np.array(BASE_POSITION_M), rotation, opening)
+            proprio = eef_proprio(position - _BASE_M, rotation, opening)
         else:
             joints = reading.robot_obs[7:14]
             opening = min(max(opening, 0.0), 1.0)

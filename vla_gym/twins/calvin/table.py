@@ -127,9 +127,7 @@ class TwinTable:
         self._gripper = float(gripper)
         robot.command_fingers(float(gripper > 0))
         for _ in range(SUBSTEPS):
-            joints = robot.joints
-            lag = np.minimum(np.maximum(robot.target - joints, -SERVO_REACH_RAD), SERVO_REACH_RAD)
-            robot.command(joints + lag)
+            robot.pull(SERVO_REACH_RAD)
             self._mujoco.mj_step(self._model, self._data)
         self._mujoco.mj_kinematics(self._model, self._data)
         if not np.abs(self._data.qvel).max() < INSTABILITY:
