@@ -45,6 +45,9 @@ MIN_OCCLUDER_M2 = 0.004
 PIECE_FACES, MAX_PIECES = 400, 48
 """Meshes of at least twice so many faces are drawn in pieces, at most so many."""
 
+WORTHWHILE = 0.6
+"""Greatest share of a mesh's pieces that are drawn one by one: each is a call of its own."""
+
 MAX_REMEMBERED = 2000
 """Meshes whose pieces' sizes are kept in memory."""
 
@@ -392,9 +395,11 @@ class Visibility:
         owners, starts, counts = np.unique(
             self._owners[pieces], return_index=True, return_counts=True
         )
+        totals = np.bincount(self._owners, minlength=len(self._types))
         return {
             int(owner): self._numbers[pieces[start : start + count]]
             for owner, start, count in zip(owners, starts, counts, strict=True)
+            if count <= WORTHWHILE * totals[owner]
         }
 
     def _find_poses(self, data: Any) -> _Poses:
