@@ -66,7 +66,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         reward: `"native"`, or `"sparse"`: 1.0 in every step in which the task is solved, else 0.0.
         terminate_on_success: whether success ends the episode; None is the suite's own habit.
         render_quality: `"exact"`: the simulator's own pixels; `"fast"`: no shadows, reflections or
-            multisampling.
+            multisampling, and simplified meshes.
         simulator: `"auto"` or the name of one of the suite's simulators.
         python: another Python interpreter (3.8 or later, with numpy and the simulator) in which the
             simulator runs in a process of its own: its path, or its name on PATH. None runs it in
