@@ -13,6 +13,8 @@ import vla_gym
 from tests.support import check_calvin_root, check_needs, needs
 from vla_gym import check_contract
 from vla_gym.errors import DependencyNotInstalled, InvalidOption, ResetNeeded, UnknownName
+from vla_gym.policy import connect
+from vla_gym.rollout import add_batch_axis
 from vla_gym.rotations import euler_to_matrix, rotation_vector
 from vla_gym.suites.calvin import SUITE
 from vla_gym.suites.calvin.chains import initial_observations, load_chains
@@ -295,10 +297,10 @@ def test_the_instruction_switches_at_success_and_the_first_failure_ends_the_chai
     chain = load_chains()[number]
     env = make("Chain")
     observation, _ = env.reset(seed=0, options={"chain": number})
-    policy = vla_gym.policy.connect(vla_gym.make_policy("calvin-expert"), env.unwrapped.spec_sheet)
+    policy = connect(vla_gym.make_policy("calvin-expert"), env.unwrapped.spec_sheet)
     state, rewards = None, []
     for step in range(SUBTASK_STEPS):
-        batch = vla_gym.rollout.add_batch_axis(observation)
+        batch = add_batch_axis(observation)
         action, state = policy.predict(batch, state, np.array([step == 0]))
         observation, reward, terminated, truncated, info = env.step(action[0])
         rewards.append(reward)
