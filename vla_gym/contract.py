@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_gym.errors import InvalidAction
+from vla_gym.errors import InvalidAction, InvalidOption
 from vla_gym.suite import ActionMode, Camera, Entry
 
 if TYPE_CHECKING:  # at run time only where a space is made: simulators need the rest of this module
@@ -45,7 +45,9 @@ __all__ = [
     "SpecSheet",
     "action_space",
     "check_action",
+    "check_index",
     "eef_proprio",
+    "joints_proprio",
     "observation_space",
     "two_arms",
 ]
@@ -64,6 +66,16 @@ EEF_PROPRIO = (
     Entry("gripper", "", "", note="opening: 0 closed, 1 open"),
 )
 """The 10 entries of `proprio="eef"` for one arm."""
+
+
+def joints_proprio(joints: int, gripper: Entry = EEF_PROPRIO[-1]) -> tuple[Entry, ...]:
+    """Return the entries of `proprio="joints"`: positions, then velocities, then the gripper."""
+    return (
+        *(Entry(f"q{i}", "rad") for i in range(joints)),
+        *(Entry(f"v{i}", "rad/s") for i in range(joints)),
+        gripper,
+    )
+
 
 EE_DELTA = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
 """Names of the 7 entries of `action_mode="ee_delta"` for one arm."""
@@ -167,6 +179,24 @@ def action_space(mode: ActionMode) -> spaces.Space[NDArray[np.float32]]:
     from gymnasium import spaces
 
     return spaces.Box(-1.0, 1.0, (len(mode.entries),), np.float32)
+
+
+def check_index(value: Any, count: int, what: str) -> int:
+    """Return a whole number in [0, count - 1].
+
+    Args:
+        value: as the caller gave it.
+        count: how many there are to choose from.
+        what: names it in the error, such as `"options['goal']"`.
+
+    Raises:
+        InvalidOption: it is something else.
+    """
+    # A tuple of types: Python 3.8, which may run a simulator, has no int | np.integer.
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not 0 <= value < count:
+        raise InvalidOption(f"{what} must be a whole number in [0, {count - 1}], not {value!r}")
+    return int(value)
 
 
 def check_action(action: Any, entries: tuple[Entry, ...], where: str) -> NDArray[np.float32]:

@@ -21,9 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_gym.contract import EEF_PROPRIO, ee_delta_entries, eef_proprio
+from vla_gym.contract import (
+    EEF_PROPRIO,
+    check_index,
+    ee_delta_entries,
+    eef_proprio,
+    joints_proprio,
+)
 from vla_gym.deps import require
-from vla_gym.errors import InvalidOption, SimulatorCrashed, UnknownName
+from vla_gym.errors import SimulatorCrashed, UnknownName
 from vla_gym.rendering import Renderer
 from vla_gym.suite import (
     ActionMode,
@@ -111,11 +117,7 @@ def _layout(task: Task, keywords: Mapping[str, Any]) -> Layout:
         },
         proprio={
             "eef": EEF_PROPRIO,
-            "joints": (
-                *(Entry(f"q{i}", "rad") for i in range(7)),
-                *(Entry(f"v{i}", "rad/s") for i in range(7)),
-                opening,
-            ),
+            "joints": joints_proprio(7, opening),
         },
         state_dim=STATE_DIM,
         cameras=cameras,
@@ -179,7 +181,7 @@ class MetaWorldSimulator:
         `success` is False: upstream judges steps only.
         """
         if "goal" in options:
-            self._goal = _check_goal(options["goal"])
+            self._goal = check_index(options["goal"], GOALS, "options['goal']")
         else:
             self._goal = int(np.random.default_rng(seed).integers(GOALS))
         self._restore()
@@ -265,15 +267,6 @@ class MetaWorldSimulator:
             joints = self._positions[self._qpos], self._velocities[self._qvel]
             return np.concatenate([*joints, [opening]])
         return eef_proprio(self._hand_position, self._hand_rotation, opening)
-
-
-def _check_goal(value: Any) -> int:
-    valid = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not valid or not 0 <= value < GOALS:
-        raise InvalidOption(
-            f"options['goal'] must be a whole number in [0, {GOALS - 1}], not {value!r}"
-        )
-    return int(value)
 
 
 SUITE = Suite(

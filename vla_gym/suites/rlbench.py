@@ -39,8 +39,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vla_gym.contract import EEF_PROPRIO, ee_delta_entries
-from vla_gym.errors import InvalidAction, InvalidOption
+from vla_gym.contract import EEF_PROPRIO, check_index, ee_delta_entries, joints_proprio
+from vla_gym.errors import InvalidAction
 from vla_gym.suite import (
     ActionMode,
     Camera,
@@ -243,14 +243,7 @@ def choose_variation(task: str, seed: int, options: Mapping[str, Any]) -> int:
     if "variation" not in options:
         # A stream of its own: the placement of objects is drawn from `seed` itself.
         return int(np.random.default_rng([seed, 1]).integers(count))
-    value = options["variation"]
-    valid = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not valid or not 0 <= value < count:
-        raise InvalidOption(
-            f"options['variation'] of {SUITE.id(task)} must be a whole number in [0, {count - 1}], "
-            f"not {value!r}"
-        )
-    return int(value)
+    return check_index(options["variation"], count, f"options['variation'] of {SUITE.id(task)}")
 
 
 def _check(values: ArrayLike, size: int) -> Vector:
@@ -315,11 +308,7 @@ _ACTION_MODES = {
 
 _PROPRIO = {
     "eef": EEF_PROPRIO,
-    "joints": (
-        *(Entry(f"q{i}", "rad") for i in range(7)),
-        *(Entry(f"v{i}", "rad/s") for i in range(7)),
-        EEF_PROPRIO[-1],
-    ),
+    "joints": joints_proprio(7),
 }
 
 CAMERAS = {

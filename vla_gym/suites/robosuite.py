@@ -44,6 +44,7 @@ from vla_gym.contract import (
     EEF_PROPRIO,
     ee_delta_entries,
     eef_proprio,
+    joints_proprio,
     prefix_entries,
     two_arms,
 )
@@ -201,11 +202,7 @@ def _layout(task: Task, keywords: Mapping[str, Any]) -> Layout:
             strict=True,
         )
     )
-    proprio_joints = (
-        *(Entry(f"q{i}", "rad") for i in range(joints)),
-        *(Entry(f"v{i}", "rad/s") for i in range(joints)),
-        EEF_PROPRIO[-1],
-    )
+    proprio_joints = joints_proprio(joints)
     if gripper:
         native += (Entry("gripper", note="+1 closes, -1 opens: opposite to ee_delta"),)
         gripper_target: tuple[int, float] | None = (6, -1.0)

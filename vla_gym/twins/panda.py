@@ -586,7 +586,7 @@ class Kinematics:
                 break
             damping = (caution * (least + 1e-5)) * _EYE
             drift = 0.02 * (self._home - best)
-            step = drift + arm.T @ self._solve(arm @ arm.T + damping, delta - arm @ drift)
+            step = drift + arm.T @ self._solve_linear(arm @ arm.T + damping, delta - arm @ drift)
             joints = best + step
             if ((joints < self._low) | (joints > self._high)).any():
                 joints = best + self._step(best, delta, arm, damping, 0.02)
@@ -623,7 +623,7 @@ class Kinematics:
             joints = joints + self._step(joints, delta, arm, damping, 0.01)
         return best, least
 
-    def _solve(self, matrix: NDArray[np.float64], vector: NDArray[np.float64]) -> Any:
+    def _solve_linear(self, matrix: NDArray[np.float64], vector: NDArray[np.float64]) -> Any:
         """Return x of matrix x = vector, shape (6,); the matrix, positive definite, is used up."""
         found = np.empty(6)
         self._mujoco.mju_cholFactor(matrix, 0.0)  # a quarter of the time of numpy.linalg.solve
@@ -645,7 +645,7 @@ class Kinematics:
         for _ in range(3):  # joints that would pass their limits stop there; the others do more
             part = jacobian * free
             left = delta - jacobian @ step
-            step = step + part.T @ self._solve(part @ part.T + damping, left)
+            step = step + part.T @ self._solve_linear(part @ part.T + damping, left)
             held = np.clip(joints + step, self._low, self._high) - joints
             beyond = np.abs(held - step) > 1e-9
             if not beyond.any():

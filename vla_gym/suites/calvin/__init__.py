@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vla_gym.contract import EEF_PROPRIO, ee_delta_entries
+from vla_gym.contract import EEF_PROPRIO, ee_delta_entries, joints_proprio
 from vla_gym.errors import InvalidOption
 from vla_gym.suite import (
     ActionMode,
@@ -38,6 +38,7 @@ from vla_gym.suite import (
     Suite,
     Task,
 )
+from vla_gym.suites.calvin.chains import load_chains
 from vla_gym.suites.calvin.checkout import find_commit, find_pybullet_obstacle, find_root
 from vla_gym.suites.calvin.control import POSITION_M, ROTATION_RAD
 from vla_gym.suites.calvin.scenes import CONTROL_HZ, SCENES
@@ -48,8 +49,6 @@ __all__ = ["SUITE"]
 
 CHAIN_SCENE = "D"
 """The protocol's initial states are given in scene D's terms; upstream evaluates nowhere else."""
-
-CHAINS = 1000
 
 _GRIPPER_NOTE = ": above 0 opens, else closes; nothing in between"
 
@@ -77,11 +76,7 @@ _LAYOUT = Layout(
     },
     proprio={
         "eef": EEF_PROPRIO,
-        "joints": (
-            *(Entry(f"q{i}", "rad") for i in range(7)),
-            *(Entry(f"v{i}", "rad/s") for i in range(7)),
-            EEF_PROPRIO[-1],
-        ),
+        "joints": joints_proprio(7),
     },
     state_dim=ROBOT_OBS_DIM + SCENE_OBS_DIM,
     cameras={
@@ -103,7 +98,7 @@ def _get_layout(task: Task, keywords: Mapping[str, Any]) -> Layout:
 
 
 def _choose_protocol_options(task: Task, seed: int) -> dict[str, Any]:
-    return {"chain": seed % CHAINS} if task.native == CHAIN else {}
+    return {"chain": seed % len(load_chains())} if task.native == CHAIN else {}
 
 
 def _find_sources(keywords: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_gym.contract import eef_proprio
+from vla_gym.contract import check_index, eef_proprio
 from vla_gym.errors import InvalidOption, SimulatorCrashed, UnknownName
 from vla_gym.rotations import euler_to_matrix, matrix_to_quaternion
 from vla_gym.suite import Frame, Setup
@@ -30,7 +30,7 @@ from vla_gym.suites.calvin.scenes import (
     Scene,
 )
 from vla_gym.suites.calvin.skills import Pick
-from vla_gym.suites.calvin.starts import Start, sample_start
+from vla_gym.suites.calvin.starts import sample_start
 from vla_gym.suites.calvin.table import CAMERAS, ROBOT_OBS_DIM, SCENE_OBS_DIM, Reading, Table
 from vla_gym.suites.calvin.tasks import CHAIN, SUBTASK_STEPS, TASKS
 
@@ -59,8 +59,8 @@ class CalvinSimulator:
     """One task of CALVIN, or the chain of five, on a play table.
 
     An episode is a function of its seed and options alone. `info` says `subtask` (upstream's name
-    of the task in force) and for the chain `chain` (its number of the 1000, -1 where only a state
-    was given), `chain_length` (how many are solved) and `subtask_step`.
+    of the task in force) and for the chain `chain` (its number of the 1000), `chain_length` (how
+    many are solved) and `subtask_step`.
 
     Args:
         setup: what is asked for.
@@ -70,8 +70,8 @@ class CalvinSimulator:
     def __init__(self, setup: Setup, table: Table) -> None:
         self._setup, self._table = setup, table
         self._scene = SCENES[setup.keywords["scene"]]
-        self._names: tuple[str, ...] = ()  # upstream's names of the tasks, in turn
-        self._chain = -1
+        self._names: tuple[str, ...] = (setup.native_task,)  # upstream's, of the tasks in turn
+        self._chain = -1  # its number, where there is one
         self._solved = 0
         self._steps = 0  # since the present task began
         self._hand = self._target = Pose(np.zeros(3), np.eye(3))  # measured; of `ee_delta`
@@ -79,24 +79,16 @@ class CalvinSimulator:
     def reset(self, seed: int, options: Mapping[str, Any]) -> Frame:
         """Start the episode of `seed`, or what the options say; see `SUITE.options`."""
         rng = np.random.default_rng(seed)
-        given = _read_states(options, self._scene)
-        is_chain = self._setup.native_task == CHAIN
-        if is_chain:
+        states = _read_states(options, self._scene)
+        if self._setup.native_task == CHAIN:
             self._chain = _choose_chain(options, rng)
             chain = load_chains()[self._chain]
             self._names = chain.tasks
-            start = Start(*(given or initial_observations(chain)), None)
-            self._place(start)
-        else:
-            if "chain" in options:
-                raise InvalidOption("options['chain'] is for VLA/CALVIN-Chain alone")
-            self._chain, self._names = -1, (self._setup.native_task,)
-            if given:
-                self._place(Start(*given, None))
-            else:
-                self._place_sampled(rng)
+            states = states or initial_observations(chain)
+        elif "chain" in options:
+            raise InvalidOption("options['chain'] is for VLA/CALVIN-Chain alone")
+        reading = self._place_sampled(rng) if states is None else self._place(*states)
         self._solved, self._steps = 0, 0
-        reading = self._table.read()
         self._start = reading.record
         return self._frame(reading, False)
 
@@ -138,28 +130,32 @@ class CalvinSimulator:
         quaternion = matrix_to_quaternion(self._target.rotation)
         self._table.move_to(self._target.position, quaternion, gripper)
 
-    def _place_sampled(self, rng: np.random.Generator) -> None:
+    def _place_sampled(self, rng: np.random.Generator) -> Reading:
         """Put the table into a random state in which the task can be solved."""
         name = self._setup.native_task
         for _ in range(GRASP_ATTEMPTS):
             start = sample_start(name, self._scene, rng)
-            self._place(start)
-            if start.grasp is None or self._pick(start.grasp):
-                return
+            reading = self._place(start.robot_obs, start.scene_obs)
+            if start.grasp is None:
+                return reading
+            reading = self._pick(start.grasp, reading)
+            if _holds(reading.record, start.grasp):
+                return reading
         raise SimulatorCrashed(
             f"{self._setup.task} in scene {self._scene.name}: in {GRASP_ATTEMPTS} random states "
             "the gripper could not pick up the block with which the task starts; please report it"
         )
 
-    def _place(self, start: Start) -> None:
-        self._table.reset(start.robot_obs, start.scene_obs)
-        self._see(self._table.read())
-        self._target = self._hand
-
-    def _pick(self, block: str) -> bool:
-        """Pick up a block; return whether the robot holds it and touches nothing else."""
-        skill = Pick(block, self._scene)
+    def _place(self, robot_obs: NDArray[np.float64], scene_obs: NDArray[np.float64]) -> Reading:
+        self._table.reset(robot_obs, scene_obs)
         reading = self._table.read()
+        self._see(reading)
+        self._target = self._hand
+        return reading
+
+    def _pick(self, block: str, reading: Reading) -> Reading:
+        """Try to pick up a block."""
+        skill = Pick(block, self._scene)
         for _ in range(GRASP_STEPS):
             action = skill.act(reading.robot_obs, reading.scene_obs)
             self._apply(action.astype(np.float64), "ee_delta")
@@ -167,7 +163,7 @@ class CalvinSimulator:
             self._see(reading)
             if skill.done:
                 break
-        return _holds(reading.record, block)
+        return reading
 
     def _see(self, reading: Reading) -> None:
         robot = reading.robot_obs
@@ -204,6 +200,7 @@ class CalvinSimulator:
 
 
 def _holds(record: Record, block: str) -> bool:
+    """Return whether the robot has the block in its gripper, and both touch nothing else."""
     alone = record.blocks[block].contacts == {ROBOT}
     return alone and record.robot_contacts == {block}
 
@@ -212,14 +209,7 @@ def _choose_chain(options: Mapping[str, Any], rng: np.random.Generator) -> int:
     count = len(load_chains())
     if "chain" not in options:
         return int(rng.integers(count))
-    value = options["chain"]
-    valid = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not valid or not 0 <= value < count:
-        raise InvalidOption(
-            f"options['chain'] of VLA/CALVIN-Chain must be a whole number in [0, {count - 1}], not "
-            f"{value!r}"
-        )
-    return int(value)
+    return check_index(options["chain"], count, "options['chain'] of VLA/CALVIN-Chain")
 
 
 def _read_states(
