@@ -3,8 +3,9 @@
 "Upstream" is the raw env with its own camera observations, no wrapper around it: robosuite with
 agentview and robot0_eye_in_hand, Meta-World with `render()` of corner2 after each step. Ours is
 `gym.make` of the same task and cameras, exact and fast. All play random actions and take turns in
-blocks of steps, so that a busy machine slows all; ratios are those of the same block, their median
-and quartiles are shown. How far the pictures of fast are from those of exact is measured as well:
+blocks of steps, so that a busy machine slows all. A block's first step does not count: it finds the
+processor's caches full of the other side's. Ratios are those of the same block, their median and
+quartiles are shown. How far the pictures of fast are from those of exact is measured as well:
 mean absolute difference, of 255.
 
     python benchmarks/render_speed.py --json benchmarks/results/render_speed.json
@@ -128,18 +129,20 @@ def measure(suite: str, task: str, blocks: int, steps: int) -> dict[str, Any]:
     distances = []
     for block in range(-1, blocks):  # the first one warms up
         actions = np.random.default_rng(block + 1).uniform(
-            -1, 1, (steps, *(envs["exact"].action_space.shape or ()))
+            -1, 1, (steps + 1, *(envs["exact"].action_space.shape or ()))
         )
         pictures: dict[str, list[Any]] = {}
         for side in seconds:
-            started = time.perf_counter()
-            if side == "upstream":
-                for _ in range(steps):
+            seen, started = [], 0.0
+            for number, action in enumerate(actions):
+                if number == 1:
+                    started = time.perf_counter()
+                if side == "upstream":
                     upstream()
-            else:
-                seen = [envs[side].step(action.astype(np.float32))[0] for action in actions]
-                pictures[side] = [[frame[f"rgb_{name}"] for name in cameras] for frame in seen]
+                else:
+                    seen.append(envs[side].step(action.astype(np.float32))[0])
             spent = (time.perf_counter() - started) / steps
+            pictures[side] = [[frame[f"rgb_{name}"] for name in cameras] for frame in seen]
             if block >= 0:
                 seconds[side].append(spent)
         difference = np.asarray(pictures["exact"], float) - np.asarray(pictures["fast"], float)

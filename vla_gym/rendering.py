@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
+import importlib
 import os
 import platform
 import threading
@@ -159,7 +160,8 @@ class Renderer:
         model: `mujoco.MjModel`, compiled. It is never changed.
         data: `mujoco.MjData`, read at each picture.
         quality: `"exact"`: the pixels of the simulator's own viewer; `"fast"`: no shadows,
-            reflections or multisampling, and meshes of at most `MESH_FACES` faces.
+            reflections or multisampling, textures less smooth, and meshes of at most `MESH_FACES`
+            faces.
         hidden_geom_groups: geom groups that the simulator's own viewer does not show.
         cull: whether to leave out what cannot change a pixel (`vla_gym.visibility`).
     """
@@ -284,9 +286,12 @@ class Renderer:
         before = size.offwidth, size.offheight
         size.offwidth, size.offheight = width, height
         try:
-            return self._mujoco.MjrContext(model, self._mujoco.mjtFontScale.mjFONTSCALE_150)
+            buffer = self._mujoco.MjrContext(model, self._mujoco.mjtFontScale.mjFONTSCALE_150)
         finally:
             size.offwidth, size.offheight = before
+        if self._fast:
+            _simplify_textures(self._mujoco, buffer)
+        return buffer
 
     def close(self) -> None:
         """Free the GL buffers. Safe to call more than once."""
@@ -319,6 +324,21 @@ def _simplify(model: Any, option: Any) -> Any:
         elif model.mesh_facenum[mesh] > MESH_FACES and mesh not in textured:
             _replace_mesh(model, mesh)
     return model
+
+
+def _simplify_textures(mujoco: Any, buffer: Any) -> None:
+    """Read textures at the nearest of their sizes, where MuJoCo mixes the nearest two."""
+    try:
+        gl: Any = importlib.import_module("OpenGL.GL")
+    except ImportError:  # it comes with mujoco, but without a GL library it does not load
+        return
+    flat = int(mujoco.mjtTexture.mjTEXTURE_2D)
+    for name, kind in zip(buffer.texture, buffer.textureType, strict=True):
+        if name:
+            target = gl.GL_TEXTURE_2D if kind == flat else gl.GL_TEXTURE_CUBE_MAP
+            gl.glBindTexture(target, int(name))
+            gl.glTexParameteri(target, gl.GL_TEXTURE_MIN_FILTER, gl.GL_LINEAR_MIPMAP_NEAREST)
+            gl.glBindTexture(target, 0)
 
 
 def _replace_mesh(model: Any, mesh: int) -> None:

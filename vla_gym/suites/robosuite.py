@@ -64,6 +64,7 @@ from vla_gym.suite import (
     Task,
 )
 from vla_gym.suites.robosuite_models import KeptModel
+from vla_gym.suites.robosuite_steps import speed_up
 from vla_gym.suites.robosuite_tasks import DRAWN_TARGETS, TASKS, wordings
 
 CONTROL_HZ = 20.0
@@ -359,6 +360,7 @@ class RobosuiteSimulator:
         self._rng.bit_generator.state = _make_state(seed)
         with _quiet():
             observation = self._start() if self._env is None else self._restart()
+        speed_up(self._env)
         return self._frame(observation, 0.0, False)
 
     def step(self, action: NDArray[np.float32]) -> Frame:
