@@ -234,6 +234,28 @@ def test_a_back_end_that_fails_is_an_error_that_names_what_to_install():
     assert "make the env with cameras=()" in done.stderr
 
 
+def test_an_egl_device_that_is_not_there_is_refused_instead_of_drawing_elsewhere():
+    done = run_python(CHECK, MUJOCO_EGL_DEVICE_ID="99")
+    assert "MUJOCO_EGL_DEVICE_ID" in done.stderr and "got 99" in done.stderr
+    assert "osmesa" not in done.stderr.lower()
+
+
+def test_the_first_egl_device_can_be_chosen():
+    from vla_gym.rendering import choose_backend
+
+    if choose_backend() != "egl":
+        pytest.skip("there is no EGL here")
+    done = run_python(CHECK, MUJOCO_EGL_DEVICE_ID="0")
+    assert "works through egl" in done.stdout, done.stderr
+
+
+def test_an_opengl_for_screens_that_was_imported_before_is_named():
+    done = run_python(f"import OpenGL.GL; {CHECK}", MUJOCO_GL="egl", DISPLAY=":99")
+    if done.returncode:  # on some machines it works all the same
+        assert "PyOpenGL was imported before, for GLXPlatform" in done.stderr
+        assert "PYOPENGL_PLATFORM=egl" in done.stderr
+
+
 def draw_and_send(pipe):
     try:
         make("Reach", 32)

@@ -2,8 +2,9 @@
 
 One GL context per process serves all envs, cameras and threads. It is current only while a picture
 is drawn: afterwards the context that was current before, perhaps that of a simulator's own viewer,
-is current again. `MUJOCO_GL=egl|osmesa` chooses the back
-end; without it EGL is tried first (a GPU, or Mesa in software), then OSMesa (software).
+is current again. `MUJOCO_GL=egl|osmesa` chooses the back end; without it EGL is tried first (a GPU,
+or Mesa in software), then OSMesa (software). `MUJOCO_EGL_DEVICE_ID=n` chooses the n-th EGL device,
+and EGL with it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import copy
 import importlib
 import os
 import platform
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -70,7 +72,7 @@ def _read_backends() -> tuple[str, ...]:
     if platform.system() != "Linux":
         return ("native",)
     if asked in ("", "enable", "enabled", "on", "true", "1"):
-        return BACKENDS
+        return BACKENDS if os.environ.get("MUJOCO_EGL_DEVICE_ID") is None else ("egl",)
     if asked in (*BACKENDS, "glfw"):
         return (asked,)
     raise UnknownName("MUJOCO_GL", asked, BACKENDS, "the environment variables")
@@ -101,6 +103,7 @@ def _current_context() -> tuple[int, Any, str]:
     require("mujoco", "metaworld", "rendering")
     failures = []
     chosen_platform = os.environ.get("PYOPENGL_PLATFORM")
+    loaded = type(getattr(sys.modules.get("OpenGL.platform"), "PLATFORM", None)).__name__
     for backend in backends:
         try:
             _context = (os.getpid(), _make_context(backend), backend)
@@ -112,6 +115,11 @@ def _current_context() -> tuple[int, Any, str]:
             # Before MuJoCo ends EGL, which would make the context's own end print an error.
             atexit.register(_context[1].free)
             return _context
+    if loaded not in ("NoneType", "EGLPlatform", "OSMesaPlatform"):  # it chooses when imported
+        failures.append(
+            f"PyOpenGL was imported before, for {loaded}: set PYOPENGL_PLATFORM={backends[0]} "
+            "before that"
+        )
     packages = " or ".join(
         f"apt-get install {SYSTEM_PACKAGES[name]}" for name in backends if name in SYSTEM_PACKAGES
     )

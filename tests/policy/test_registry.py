@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vla_gym
-from vla_gym.errors import BrokenDependency, UnknownName
+from vla_gym.errors import BrokenDependency, InvalidOption, UnknownName
 from vla_gym.policy import Policy, list_policies, make_policy, register_policy, registry
 
 
@@ -171,3 +171,42 @@ def test_a_policy_that_cannot_be_imported_is_broken_and_named(
     ) as e:
         make_policy("lame-parrot")
     assert why in str(e.value)
+
+
+def write_checkpoint(folder, text):
+    folder.mkdir()
+    (folder / "config.json").write_text(text)
+    return folder
+
+
+def test_a_folder_is_read_by_the_policy_that_its_config_names(tmp_path):
+    register_policy("parrot", Parrot)
+    folder = write_checkpoint(tmp_path / "run 1", '{"policy": "parrot", "layers": 2}')
+    policy = make_policy(str(folder), device="cpu")
+    assert policy.arguments == (str(folder),)
+    assert policy.keywords == {"device": "cpu"}
+
+
+def test_a_name_comes_before_a_folder(tmp_path, monkeypatch):
+    register_policy("parrot", Parrot)
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "parrot", '{"policy": "zero"}')
+    assert make_policy("parrot").arguments == ()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "no JSON", '"policy"'])
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, text):
+    folder = write_checkpoint(tmp_path / "run", text)
+    with pytest.raises(InvalidOption, match=r"run' is no checkpoint.*\"policy\""):
+        make_policy(str(folder))
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(InvalidOption, match="is no checkpoint of a policy"):
+        make_policy(str(tmp_path))
+
+
+def test_a_checkpoint_of_an_unknown_policy_is_refused(tmp_path):
+    folder = write_checkpoint(tmp_path / "run", '{"policy": "parot"}')
+    with pytest.raises(UnknownName, match="parot"):
+        make_policy(str(folder))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_gym.errors import BrokenDependency, UnknownName
+from vla_gym.errors import BrokenDependency, InvalidOption, UnknownName
 from vla_gym.policy.base import Policy
 
 if TYPE_CHECKING:
@@ -35,13 +37,17 @@ def make_policy(name: str, **keywords: Any) -> Policy:
 
     Args:
         name: a name of `list_policies()`; behind a colon, what that policy is made from (a file).
+            Or a folder whose `config.json` says which policy it is a checkpoint of (`"policy"`).
         **keywords: of the policy.
 
     Raises:
         UnknownName: there is no policy of that name.
+        InvalidOption: a folder is no checkpoint.
         BrokenDependency: its module cannot be imported, or two packages offer it.
     """
     key, colon, argument = name.partition(":")
+    if key not in _registered and Path(name).is_dir() and key not in _entry_points():
+        key, colon, argument = _read_kind(Path(name)), ":", name
     factory = _registered.get(key)
     if factory is None:
         found = _entry_points()
@@ -54,6 +60,22 @@ def make_policy(name: str, **keywords: Any) -> Policy:
             )
         factory = _load(found[key])
     return factory(argument, **keywords) if colon else factory(**keywords)
+
+
+def _read_kind(folder: Path) -> str:
+    """Return the name of the policy that a folder is a checkpoint of."""
+    config = folder / "config.json"
+    try:
+        kind = json.loads(config.read_text())["policy"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidOption(
+            f"the folder {str(folder)!r} is no checkpoint of a policy: its config.json must name "
+            f'one as "policy" ({type(error).__name__}: {error}). For a checkpoint of another '
+            f"program, name the policy that reads it: pi0:{folder}, for example"
+        ) from None
+    if not isinstance(kind, str) or kind not in list_policies():
+        raise UnknownName("policy", str(kind), list_policies(), str(config))
+    return kind
 
 
 def _entry_points() -> dict[str, list[EntryPoint]]:
