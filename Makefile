@@ -37,8 +37,8 @@ format: setup ## Put the code into the common form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: setup ## Measure what needs no long run (the other measurements: benchmarks/)
-	$(BIN)/python benchmarks/import_time.py
+bench: setup ## Measure speed and memory against the simulators' own path (ARGS=--quick: less)
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean: ## Remove what the targets above have made, .venv too; not your own results
 	rm -rf .venv build dist results/demo *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -13,10 +13,8 @@ of the chains is below 4.5.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -124,7 +122,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
 
-    from vla_gym.evaluation.records import describe_machine, versions_of
+    from harness import write_record  # here, since tests load this file alone
+
     from vla_gym.suites.calvin.checkout import find_commit, find_root
     from vla_gym.suites.calvin.tasks import TASKS
 
@@ -145,23 +144,17 @@ def main() -> int:
     solved, episodes = sum(r["solved"] for r in rows), sum(r["episodes"] for r in rows)
     print(f"{arguments.simulator}, scene {arguments.scene}: {solved} of {episodes} episodes solved")
     chains = report_chains(merge("Chain", parts)) if arguments.chains else None
-    if arguments.json:
-        root = find_root() if arguments.simulator == "pybullet" else None
-        record = {
-            "benchmark": "calvin_experts",
-            "command": shlex.join(["python", *sys.argv]),
-            "simulator": arguments.simulator,
-            "scene": arguments.scene,
-            "calvin_env": None if root is None else find_commit(root),
-            "solved": solved,
-            "episodes": episodes,
-            "tasks": rows,
-            "chain": chains,
-            "versions": versions_of(("vla-gym", "mujoco", "robosuite", "pybullet", "numpy")),
-            "machine": describe_machine(),
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    root = find_root() if arguments.simulator == "pybullet" else None
+    content = {
+        "simulator": arguments.simulator,
+        "scene": arguments.scene,
+        "calvin_env": None if root is None else find_commit(root),
+        "solved": solved,
+        "episodes": episodes,
+        "tasks": rows,
+        "chain": chains,
+    }
+    write_record(arguments.json, "calvin_experts", content)
     enough = all(r["solved"] >= TARGET * r["episodes"] for r in rows)
     far = chains is None or chains["average_length"] >= CHAIN_TARGET
     return 0 if enough and far else 1

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from vla_gym.evaluation.records import describe_machine, versions_of
 from vla_gym.suites.calvin.checkout import find_commit, find_root
 from vla_gym.suites.calvin.oracle import RULES, Record, achieved
 from vla_gym.suites.calvin.playtable import PlayTable
@@ -196,6 +193,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
 
+    from harness import write_record  # here, since tests load this file alone
+
     positives, disagreements, number = Counter(), Counter(), 0
     for name in arguments.scenes:
         table = PlayTable(name, root=arguments.root)
@@ -214,19 +213,13 @@ def main() -> int:
     for row in rows:
         print(f"{row['task']:<26}{row['achieved']:>7} achieved {row['disagreements']:>5} disagree")
     print(f"{number} pairs x {len(RULES)} tasks: {disagreements.total()} disagreements")
-    if arguments.json:
-        record = {
-            "benchmark": "calvin_oracle",
-            "command": shlex.join(["python", *sys.argv]),
-            "pairs": number,
-            "disagreements": disagreements.total(),
-            "tasks": rows,
-            "calvin_env": find_commit(root),
-            "versions": versions_of(("vla-gym", "pybullet", "omegaconf", "scipy", "numpy")),
-            "machine": describe_machine(),
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    content = {
+        "pairs": number,
+        "disagreements": disagreements.total(),
+        "tasks": rows,
+        "calvin_env": find_commit(root),
+    }
+    write_record(arguments.json, "calvin_oracle", content)
     enough = all(positives[task] >= LEAST for task in RULES)
     return 0 if enough and not disagreements.total() else 1
 

@@ -15,18 +15,15 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import time
 import warnings
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 EXPECTED = Path(__file__).resolve().parent.parent / "tests/golden/metaworld_scripted_counts.json"
 GOALS = 50
 STEPS = 500
-PACKAGES = ("vla-gym", "metaworld", "mujoco", "gymnasium", "numpy")
 
 
 def play_task(name: str, goals: int) -> dict[str, Any]:
@@ -69,21 +66,6 @@ def play_task(name: str, goals: int) -> dict[str, Any]:
     }
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return what the timings depend on: processor, cores, system, Python."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        model = next((x.split(":", 1)[1].strip() for x in lines if "model name" in x), model)
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
 def main() -> int:
     """Run the benchmark from the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -93,6 +75,8 @@ def main() -> int:
     parser.add_argument("--expected", type=Path, default=EXPECTED, help="JSON of the counts")
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
+
+    from harness import write_record  # here, since tests load this file alone
 
     from vla_gym.registration import get_suite, get_task
 
@@ -121,22 +105,17 @@ def main() -> int:
     )
     if whole:
         print("differing: " + ", ".join(differing) if differing else "every count as expected")
-    if arguments.json:
-        record = {
-            "benchmark": "metaworld_experts",
-            "protocol": f"{arguments.goals} MT1(seed=42) training goals per task, {STEPS} steps, "
-            "success at any step",
-            "solved": solved,
-            "episodes": episodes,
-            "differing": differing,
-            "seconds": round(seconds, 1),
-            "processes": arguments.workers,
-            "tasks": results,
-            "versions": {name: metadata.version(name) for name in PACKAGES},
-            "machine": describe_machine(),
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    content = {
+        "protocol": f"{arguments.goals} MT1(seed=42) training goals per task, {STEPS} steps, "
+        "success at any step",
+        "solved": solved,
+        "episodes": episodes,
+        "differing": differing,
+        "seconds": round(seconds, 1),
+        "processes": arguments.workers,
+        "tasks": results,
+    }
+    write_record(arguments.json, "metaworld_experts", content)
     return 1 if differing else 0
 
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import shlex
 import shutil
 import sys
 import tempfile
@@ -26,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from harness import describe_run, write_record
 
 import vla_gym  # noqa: F401  registers the ids
 from vla_gym.evaluation.evaluate import evaluate
 from vla_gym.evaluation.metrics import success_interval
-from vla_gym.evaluation.records import Record, describe_machine, versions_of
+from vla_gym.evaluation.records import Record
 
 ID = "VLA/MetaWorld-Reach-v0"
 SPLITS = ("train", "test")
@@ -51,15 +50,6 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 256,
     "policy_kwargs": {"net_arch": [128, 128]},
 }
-PACKAGES = (
-    "vla-gym",
-    "gymnasium",
-    "metaworld",
-    "mujoco",
-    "numpy",
-    "stable-baselines3",
-    "torch",
-)
 
 
 def train(seed: int, steps: int, path: Path) -> dict[str, Any]:
@@ -130,9 +120,8 @@ def main() -> int:
     parser.add_argument("--models", type=Path, help="folder to keep the agents in")
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
-    command = shlex.join(["python", *sys.argv])
-    machine, versions = describe_machine(), versions_of(PACKAGES)
-    print(f"{command}\n{machine}\n{versions}", flush=True)
+
+    print(describe_run(), flush=True)
 
     work = Path(tempfile.mkdtemp(prefix="reach_rl-"))
     models = arguments.models or work / "models"
@@ -172,26 +161,20 @@ def main() -> int:
 
     rates = [results[name]["train"]["at_any_step"]["rate"] for name in trainings]
     print(f"lowest rate of {len(rates)} seeds: {100 * min(rates):.1f} % (target: {100 * TARGET:g})")
-    if arguments.json:
-        record = {
-            "benchmark": "reach_rl",
-            "command": command,
-            "protocol": f"{ID} from its state, SAC; {arguments.episodes} episodes with the seeds "
-            f"from {FIRST_SEED}, 500 steps each, deterministic actions; Wilson 95 % intervals. "
-            "train: the 50 goals of the training; test: 50 others. goals_always_solved: of the "
-            "goals met, those solved at any step in each of their episodes",
-            "target": TARGET,
-            "training": {
-                "horizon": TRAINING_HORIZON,
-                "settings": SETTINGS,
-                "runs": trainings,
-            },
-            "results": results,
-            "versions": versions,
-            "machine": machine,
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    content = {
+        "protocol": f"{ID} from its state, SAC; {arguments.episodes} episodes with the seeds "
+        f"from {FIRST_SEED}, 500 steps each, deterministic actions; Wilson 95 % intervals. "
+        "train: the 50 goals of the training; test: 50 others. goals_always_solved: of the "
+        "goals met, those solved at any step in each of their episodes",
+        "target": TARGET,
+        "training": {
+            "horizon": TRAINING_HORIZON,
+            "settings": SETTINGS,
+            "runs": trainings,
+        },
+        "results": results,
+    }
+    write_record(arguments.json, "reach_rl", content)
     return 0 if min(rates) >= TARGET else 1
 
 

@@ -1,8 +1,8 @@
-"""What a reset costs here and upstream: robosuite's hard reset, Meta-World's make and first reset.
+"""What a reset and a make cost here and upstream, and how long a suite without upstream takes.
 
 robosuite: both sides start episodes of the same distribution. Upstream's hard reset compiles the
-model and, where it shows pictures, makes a render context anew; here both are kept. The sides take
-turns, so that a busy machine slows both, and what they start is compared once per seed.
+model and, where it shows pictures, makes a render context anew; here both are kept. What the two
+start is compared once per seed.
 
 "make" is the time from nothing to the first observation, in a process that has imported the
 packages: here `gym.make` and a first reset; upstream robosuite's `make` and `reset`, or `MT1`, one
@@ -13,54 +13,43 @@ env of it, `set_task` and `reset`. "make another" is the same while the process 
 
 from __future__ import annotations
 
-import argparse
+from harness import Found, Ratio, main, need, take_turns  # first: it limits threads
+
+# isort: split
+import functools
 import gc
-import json
 import logging
-import os
-import shlex
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
-
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")  # as vla-gym eval does in its workers
 
 import gymnasium as gym
 import numpy as np
 
 import vla_gym  # noqa: F401  registers the ids
-from vla_gym.evaluation.records import describe_machine, versions_of
 
 SIZE = 128
 VIEWS = ("agentview", "robot0_eye_in_hand")
-TASKS = ("Lift", "Stack", "Door", "NutAssemblySquare", "PickPlaceCan", "Wipe", "TwoArmHandover")
-SIDES = ("upstream", "vla_gym")
+RATIOS = [Ratio("vla_gym", "upstream")]
 
 
-class OurRobosuite:
+class Ours:
     """An env of ours, as one uses it."""
 
-    def __init__(self, task: str, pictures: bool) -> None:
-        cameras = ("primary", "wrist") if pictures else ()
+    def __init__(self, suite: str, task: str, pictures: bool, **keywords: Any) -> None:
         self.env: Any = gym.make(
-            f"VLA/Robosuite-{task}-v0",
-            cameras=cameras,
+            f"VLA/{suite}-{task}-v0",
+            cameras=("primary", "wrist") if pictures else (),
             image_size=SIZE,
             state=True,
             disable_env_checker=True,
+            **keywords,
         )
 
     def reset(self, seed: int) -> Any:
         """Start an episode and return its observation."""
         return self.env.reset(seed=seed)[0]
-
-    def read(self) -> Any:
-        """Return time, joint positions and velocities."""
-        return self.env.unwrapped._simulator._env.sim.get_state().flatten()
 
 
 class UpstreamRobosuite:
@@ -93,21 +82,6 @@ class UpstreamRobosuite:
         self.env.rng.bit_generator.state = np.random.default_rng(number).bit_generator.state
         return self.env.reset()
 
-    def read(self) -> Any:
-        """Return time, joint positions and velocities."""
-        return self.env.sim.get_state().flatten()
-
-
-class OurMetaWorld:
-    """An env of ours."""
-
-    def __init__(self) -> None:
-        self.env: Any = gym.make("VLA/MetaWorld-Reach-v0", cameras=(), disable_env_checker=True)
-
-    def reset(self, seed: int) -> Any:
-        """Start an episode."""
-        return self.env.reset(seed=seed)
-
 
 class UpstreamMetaWorld:
     """The way of Meta-World's own documentation."""
@@ -124,12 +98,15 @@ class UpstreamMetaWorld:
         return self.env.reset()
 
 
+Makers = Mapping[str, Callable[[], Any]]
+
+
 def measure(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Return how long a call took [s] and what it returned."""
+    """Return how long a call took [ms] and what it returned."""
     gc.collect()
     started = time.perf_counter()
     result = function()
-    return time.perf_counter() - started, result
+    return 1000 * (time.perf_counter() - started), result
 
 
 def start(make: Callable[[], Any]) -> Any:
@@ -139,100 +116,101 @@ def start(make: Callable[[], Any]) -> Any:
     return env
 
 
-def compare_makes(makers: dict[str, Callable[[], Any]], count: int) -> dict[str, Any]:
-    """Time makes in turns, each without and then beside another env of its side."""
-    alone: dict[str, list[float]] = {side: [] for side in makers}
-    beside: dict[str, list[float]] = {side: [] for side in makers}
-    for repetition in range(-1, count):
-        for side, make in makers.items():
-            for times in (alone, beside):
-                seconds, env = measure(lambda make=make: start(make))
-                if repetition >= 0:
-                    times[side].append(seconds)
-                if times is alone:
-                    first = env
-                else:
-                    env.env.close()
-            first.env.close()
-            del env, first
-    return {"make": alone, "make another": beside}
+def compare_makes(suite: str, makers: Makers, beside: bool, turns: int) -> Found:
+    """Compare makes, each without or beside another env of its side."""
+    need(suite)
 
-
-def compare_resets(makers: dict[str, Callable[[], Any]], count: int, check: bool) -> dict[str, Any]:
-    """Time resets of one env of each side, in turns."""
-    sides = {side: start(make) for side, make in makers.items()}
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for seed in range(1, count + 1):
-        for side, env in sides.items():
-            times[side].append(measure(lambda env=env, seed=seed: env.reset(seed))[0])
-        if check:
-            states = [env.read() for env in sides.values()]
-            if not np.allclose(*states, atol=1e-9):  # without pictures upstream runs forward less
-                raise RuntimeError(f"the two sides start other episodes under seed {seed}")
-    for env in sides.values():
+    def make(side: str, _: int) -> float:
+        other = start(makers[side]) if beside else None
+        spent, env = measure(lambda: start(makers[side]))
         env.env.close()
-    return {"reset": times}
+        if other is not None:
+            other.env.close()
+        return spent
+
+    sides = {side: functools.partial(make, side) for side in makers}
+    values = take_turns(sides, max(3, turns // 2))
+    return Found(values, "ms", RATIOS if len(makers) > 1 else [])
 
 
-def summarise(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
-    """Print and return medians, ranges and the ratio of one comparison."""
-    ratios = sorted(there / here for there, here in zip(*times.values(), strict=True))
-    row: dict[str, Any] = {"what": name, "n": len(ratios)}
-    for side, seconds in times.items():
-        row[f"{side}_ms"] = round(1000 * statistics.median(seconds), 2)
-        row[f"{side}_range_ms"] = [round(1000 * f(seconds), 2) for f in (min, max)]
-    row["times_faster"] = round(statistics.median(ratios), 1)
-    row["times_faster_range"] = [round(ratios[0], 1), round(ratios[-1], 1)]
-    print(
-        f"{name:<44}{row['upstream_ms']:>9} ms {row['vla_gym_ms']:>9} ms "
-        f"{row['times_faster']:>6}x ({ratios[0]:.1f} to {ratios[-1]:.1f}), n={row['n']}",
-        flush=True,
-    )
-    return row
+def compare_resets(suite: str, makers: Makers, turns: int) -> Found:
+    """Compare resets of one env of each side, and what they start."""
+    need(suite)
+    envs = {side: start(make) for side, make in makers.items()}
+    started: dict[str, list[Any]] = {side: [] for side in envs}
+
+    def reset(side: str, turn: int) -> float:
+        spent, _ = measure(lambda: envs[side].reset(turn + 1))
+        if suite == "Robosuite":
+            started[side].append(read_robosuite(envs[side]))
+        return spent
+
+    values = take_turns({side: functools.partial(reset, side) for side in envs}, turns)
+    for seed, states in enumerate(zip(*started.values(), strict=True)):
+        if not np.allclose(*states, atol=1e-9):  # without pictures upstream runs forward less
+            raise RuntimeError(f"the two sides start other episodes under seed {seed}")
+    for env in envs.values():
+        env.env.close()
+    return Found(values, "ms", RATIOS)
 
 
-def main() -> None:
-    """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS), help="of robosuite")
-    parser.add_argument("--resets", type=int, default=7, help="of each side")
-    parser.add_argument("--makes", type=int, default=3, help="of each side")
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    arguments = parser.parse_args()
-    logging.disable(logging.WARNING)  # robosuite has much to say at each make
-    machine, load = describe_machine(), os.getloadavg()[0]
-    print(f"{machine}, load {load:.1f} before")
-    print(f"{'':<44}{SIDES[0]:>12} {SIDES[1]:>12}  faster")
+def read_robosuite(side: Ours | UpstreamRobosuite) -> Any:
+    """Return time, joint positions and velocities of an env of either side."""
+    bare = side.env.unwrapped._simulator._env if isinstance(side, Ours) else side.env
+    return bare.sim.get_state().flatten()
 
-    rows = []
-    for task in arguments.tasks:
+
+def list_robosuite(task: str, pictures: bool) -> Makers:
+    """Return the two sides of a task of robosuite."""
+    return {
+        "upstream": functools.partial(UpstreamRobosuite, task, pictures),
+        "vla_gym": functools.partial(Ours, "Robosuite", task, pictures),
+    }
+
+
+def list_cases() -> dict[str, Callable[[int], Found]]:
+    """Return all cases."""
+    cases: dict[str, Callable[[int], Found]] = {}
+    tasks = ("Lift", "Stack", "Door", "NutAssemblySquare", "PickPlaceCan", "Wipe", "TwoArmHandover")
+    for task in tasks:
         for pictures in (False, True):
-            makers = {
-                "upstream": lambda t=task, p=pictures: UpstreamRobosuite(t, p),
-                "vla_gym": lambda t=task, p=pictures: OurRobosuite(t, p),
-            }
             name = f"robosuite {task}, {f'2 x {SIZE} px' if pictures else 'no camera'}"
-            found = compare_resets(makers, arguments.resets, check=True)
-            if task == arguments.tasks[0]:
-                found |= compare_makes(makers, arguments.makes)
-            rows += [summarise(f"{name}: {what}", times) for what, times in found.items()]
-    makers = {"upstream": UpstreamMetaWorld, "vla_gym": OurMetaWorld}
-    found = compare_resets(makers, 3 * arguments.resets, check=False)
-    found |= compare_makes(makers, 3 * arguments.makes)
-    rows += [summarise(f"Meta-World Reach: {what}", times) for what, times in found.items()]
+            makers = list_robosuite(task, pictures)
+            cases[f"{name}: reset"] = functools.partial(compare_resets, "Robosuite", makers)
+            if task == tasks[0]:
+                cases |= list_makes(name, "Robosuite", makers)
+    makers = {
+        "upstream": UpstreamMetaWorld,
+        "vla_gym": functools.partial(Ours, "MetaWorld", "Reach", False),
+    }
+    cases["Meta-World Reach: reset"] = functools.partial(compare_resets, "MetaWorld", makers)
+    cases |= list_makes("Meta-World Reach", "MetaWorld", makers)
+    for name, suite, task, keywords in (
+        ("RLBench twin ReachTarget", "RLBench", "ReachTarget", {"simulator": "rlbench-twin"}),
+        ("CALVIN twin OpenDrawer", "CALVIN", "OpenDrawer", {"simulator": "calvin-twin"}),
+        ("Toy Reach", "Toy", "Reach", {}),
+    ):
+        ours = {"vla_gym": functools.partial(Ours, suite, task, True, **keywords)}
+        cases |= list_makes(f"{name}, 2 x {SIZE} px", suite, ours)
+    return cases
 
-    if arguments.json:
-        record = {
-            "benchmark": "reset_speed",
-            "command": shlex.join(["python", *sys.argv]),
-            "rows": rows,
-            "versions": versions_of(("vla-gym", "robosuite", "metaworld", "mujoco", "numpy")),
-            "machine": machine,
-            "load_before_and_after": [round(load, 1), round(os.getloadavg()[0], 1)],
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+def list_makes(name: str, suite: str, makers: Makers) -> dict[str, Callable[[int], Found]]:
+    """Return the two cases that time how an env is made."""
+    return {
+        f"{name}: {what}": functools.partial(compare_makes, suite, makers, what == "make another")
+        for what in ("make", "make another")
+    }
+
+
+QUICK = (
+    "robosuite Lift, no camera: reset",
+    "robosuite Lift, 2 x 128 px: reset",
+    "Meta-World Reach: reset",
+    "Meta-World Reach: make",
+)
 
 
 if __name__ == "__main__":
-    main()
+    logging.disable(logging.WARNING)  # robosuite has much to say at each make
+    sys.exit(main("reset_speed", __doc__, list_cases(), turns=7, quick=3, in_quick=QUICK))

@@ -11,10 +11,8 @@ Exit status 1 where a task is solved in less than 95 % of its episodes.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,8 +57,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
 
+    from harness import write_record  # here, since tests load this file alone
+
     from vla_gym.evaluation.metrics import success_interval
-    from vla_gym.evaluation.records import describe_machine, versions_of
     from vla_gym.suites.rlbench_twin import TWIN_TASKS
 
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -78,18 +77,12 @@ def main() -> int:
         )
     solved, episodes = sum(r["solved"] for r in rows), sum(r["episodes"] for r in rows)
     print(f"{solved} of {episodes} episodes solved")
-    if arguments.json:
-        record = {
-            "benchmark": "twin_experts",
-            "command": shlex.join(["python", *sys.argv]),
-            "solved": solved,
-            "episodes": episodes,
-            "tasks": rows,
-            "versions": versions_of(("vla-gym", "mujoco", "robosuite", "numpy")),
-            "machine": describe_machine(),
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    content = {
+        "solved": solved,
+        "episodes": episodes,
+        "tasks": rows,
+    }
+    write_record(arguments.json, "twin_experts", content)
     return 0 if all(r["solved"] >= TARGET * r["episodes"] for r in rows) else 1
 
 

@@ -21,8 +21,8 @@ def read_extras() -> dict[str, list[str]]:
 
 EXTRAS = read_extras()
 
-BY_HAND = {"rlbench"}
-"""Simulators that no extra installs, and that VLA_GYM_REQUIRE may name all the same."""
+BY_HAND = {"rlbench", "lerobot"}
+"""What no extra installs, and VLA_GYM_REQUIRE may name all the same."""
 
 
 def needs(*extras: str) -> pytest.MarkDecorator:

@@ -14,7 +14,7 @@ from vla_gym.errors import DependencyNotInstalled
 LAYERS = (
     ("_version", "errors", "worker_main"),
     ("deps", "suite", "rotations"),
-    ("meshes", "visibility"),
+    ("meshes", "visibility", "wire"),
     ("pieces",),
     ("rendering", "embedding", "worker"),
     ("instruction",),
@@ -26,14 +26,15 @@ LAYERS = (
     ("conformance", "wrappers", "vector", "embedding_table"),
     ("policy",),
     ("rollout",),
-    ("evaluation", "data"),
+    ("evaluation", "data", "doctor", "serving"),
+    ("collect", "replay"),
     ("train",),
     ("demo",),
     ("cli",),
 )
 """Modules and packages of vla_gym: each may import what stands above it and its own package."""
 
-POLICY_MAY_IMPORT = {"contract", "errors", "deps", "instruction", "suite"}
+POLICY_MAY_IMPORT = {"contract", "errors", "deps", "instruction", "rotations", "suite"}
 """A policy knows the contract, not the env: it also runs where no env is (on a robot)."""
 
 PUBLIC = {
@@ -52,6 +53,7 @@ PUBLIC = {
     "vla_gym.twins.panda",
     "vla_gym.twins.rlbench.tasks",
     "vla_gym.twins.rlbench.world",
+    "vla_gym.wire",
 }
 """What `policies/` may import, as an outside plug-in may."""
 

@@ -78,7 +78,9 @@ def test_the_wheel_offers_the_command_and_every_policy(wheel):
     assert dict(parser["vla_gym.policies"]) == PROJECT["entry-points"]["vla_gym.policies"]
     for value in parser["vla_gym.policies"].values():
         module, _, attribute = value.partition(":")
-        text = archive.read(module.replace(".", "/") + ".py").decode()
+        path = module.replace(".", "/")
+        name = next(n for n in (f"{path}.py", f"{path}/__init__.py") if n in archive.namelist())
+        text = archive.read(name).decode()
         assert re.search(rf"^(?:class|def) {attribute}\b", text, re.MULTILINE), value
     metadata = archive.read(f"vla_gym-{__version__}.dist-info/METADATA").decode()
     assert f"\nVersion: {__version__}\n" in metadata

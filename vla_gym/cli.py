@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import os
 import re
@@ -24,6 +25,7 @@ from vla_gym.errors import InvalidOption
 
 if TYPE_CHECKING:
     from vla_gym.contract import SpecSheet
+    from vla_gym.doctor import Diagnosis
     from vla_gym.evaluation.evaluate import PolicySource
     from vla_gym.evaluation.metrics import ChainSummary, Summary
     from vla_gym.evaluation.records import Record
@@ -188,6 +190,243 @@ def report_command(
     _print_report(write_report(folders, out, title))
 
 
+@app.command("serve")
+@_plain_errors
+def serve_command(
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="Name, or name:file.")],
+    host: Annotated[str, typer.Option(help="The default: this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    env: Annotated[
+        str | None,
+        typer.Option("--env", "-e", help="Id in whose convention it acts, for one that needs it."),
+    ] = None,
+    dialect: Annotated[
+        str, typer.Option(help="Keys and forms of the clients: vla_gym or libero.")
+    ] = "vla_gym",
+    keyword: Keywords = None,
+) -> None:
+    """Serve a policy to others' programs in the openpi protocol, until Ctrl-C."""
+    from vla_gym.policy import make_policy
+    from vla_gym.serving import serve
+
+    made = make_policy(policy)
+    sheet = None if env is None else _sheet_for(made, env, read_keywords(keyword or []))
+    if keyword and env is None:
+        raise InvalidOption(f"--keyword {keyword[0]} is of an env: name it with --env")
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(
+            made,
+            host=host,
+            port=port,
+            sheet=sheet,
+            dialect=dialect,
+            label=policy,
+            on_ready=lambda address: console.print(
+                f"serving {policy} at {address}", highlight=False, markup=False, soft_wrap=True
+            ),
+        )
+
+
+@app.command("doctor")
+@_plain_errors
+def doctor_command(
+    policy: Annotated[str, typer.Option("--policy", "-p", help="Name, or name:file.")],
+    env: Annotated[str, typer.Option("--env", "-e", help="Id.")],
+    reference: Annotated[
+        str,
+        typer.Option(
+            "--reference",
+            "-r",
+            help="A policy that acts rightly there; expert: the task's own; none: no comparison.",
+        ),
+    ] = "expert",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="For JSON and pictures.")] = None,
+    steps: Annotated[int, typer.Option(min=50, help="To look at; fewer for a slow policy.")] = 300,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0)] = 0,
+    keyword: Keywords = None,
+) -> None:
+    """Probe a policy and an env for conventions that do not fit: signs, frames, pictures, units.
+
+    The exit code is 0, 1 if a probe failed, 2 if something asked for is not possible.
+    """
+    from vla_gym.doctor import diagnose, save_diagnosis
+    from vla_gym.evaluation.evaluate import find_ids
+
+    (env_id, *more) = find_ids([env])
+    if more:
+        raise InvalidOption(f"{env!r} names {1 + len(more)} ids; doctor takes one, e.g. {env_id}")
+    with console.status(f"examining {policy} in {env_id}"):
+        diagnosis = diagnose(
+            policy,
+            env_id,
+            reference=None if reference == "none" else reference,
+            keywords=read_keywords(keyword or []),
+            steps=steps,
+            seed=seed,
+        )
+    _print_diagnosis(diagnosis)
+    if out is not None:
+        for path in save_diagnosis(diagnosis, out):
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    if diagnosis.failed:
+        raise typer.Exit(EXIT_CRASHED)
+
+
+@app.command("collect")
+@_plain_errors
+def collect_command(
+    env: Annotated[
+        list[str],
+        typer.Option("--env", "-e", help="Id or glob, e.g. 'MetaWorld-*'. Repeatable."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Data set; an old one is continued.")],
+    episodes: Annotated[int, typer.Option("--episodes", "-n", min=1, help="Kept per task.")] = 50,
+    expert: Annotated[
+        str | None,
+        typer.Option(metavar="POLICY", help="Who plays. Default: the expert of each task."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Of the first episode.")] = 0,
+    workers: Workers = CORES,
+    noise: Annotated[
+        float, typer.Option(min=0.0, help="Deviation of noise on the motion; the label stays.")
+    ] = 0.0,
+    images: Annotated[str, typer.Option(help="png (exact) or video (H.264, lossy).")] = "png",
+    keep_failures: Annotated[
+        bool, typer.Option("--keep-failures", help="Keep unsolved episodes too.")
+    ] = False,
+    attempts: Annotated[
+        int | None, typer.Option(min=1, help="Most episodes played per task. Default: 3 n.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Horizon of every task.")] = None,
+    keyword: Keywords = None,
+) -> None:
+    """Let experts play and keep what succeeds, as a LeRobotDataset. Again: only what is missing.
+
+    The exit code is 0, 1 if a task has fewer episodes than asked for, 2 if something asked for is
+    not possible.
+    """
+    from vla_gym.collect import collect
+
+    with _Progress() as progress:
+
+        def advance(record: Record) -> None:
+            if record.outcome == "success" or keep_failures:
+                progress.advance(record)
+
+        try:
+            found = collect(
+                env,
+                episodes=episodes,
+                folder=out,
+                expert=expert,
+                seed=seed,
+                workers=workers,
+                noise=noise,
+                images=images,
+                keep_failures=keep_failures,
+                attempts=attempts,
+                keywords=read_keywords(keyword or []),
+                max_steps=max_steps,
+                on_start=progress.start,
+                on_record=advance,
+            )
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print("interrupted; the same command goes on from here")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("task", no_wrap=True)
+    for name in ("kept", "played", "crashed"):
+        table.add_column(name, justify="right")
+    for env_id, count in found.counts.items():
+        lacks = count.kept < episodes
+        kept = f"[red]{count.kept}[/]" if lacks else str(count.kept)
+        table.add_row(env_id, kept, str(count.played), str(count.crashed or ""))
+    console.print(table)
+    console.print(f"data set: {out}", highlight=False, soft_wrap=True)
+    if not found.complete:
+        raise typer.Exit(EXIT_CRASHED)
+
+
+@app.command("replay")
+@_plain_errors
+def replay_command(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET")],
+    episodes: Annotated[
+        list[int] | None, typer.Option("--episodes", "-n", min=0, help="Number. Repeatable.")
+    ] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Compare pictures too.")] = False,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Largest difference of numbers; 0 is bit for bit.")
+    ] = 0.0,
+    keyword: Keywords = None,
+) -> None:
+    """Do a data set's actions again from the stored seeds and compare what happens, step by step.
+
+    The exit code is 0, 1 if an episode differs, 2 if none can be replayed.
+    """
+    from vla_gym.data import Dataset
+    from vla_gym.replay import replay
+
+    opened, verdicts = Dataset(dataset, verify=True), []
+    keywords = read_keywords(keyword or [])
+    for verdict in replay(
+        opened, episodes, pictures=pictures, tolerance=tolerance, keywords=keywords
+    ):
+        verdicts.append(verdict)
+        seed = "no seed" if verdict.seed is None else f"seed {verdict.seed}"
+        line = f"{verdict.episode:6d}  {verdict.id}, {seed}, {verdict.steps} steps: "
+        if verdict.same:
+            line += "same"
+        elif verdict.same is None:
+            line += f"not replayed, {verdict.what}"
+        else:
+            line += f"differs at step {verdict.step}: {verdict.what}"
+        style = {True: None, None: "yellow", False: "red"}[verdict.same]
+        console.print(line, highlight=False, markup=False, soft_wrap=True, style=style)
+    played = [verdict for verdict in verdicts if verdict.same is not None]
+    if not played:
+        raise InvalidOption(f"no episode of {dataset} has a seed: there is nothing to replay")
+    same = sum(bool(verdict.same) for verdict in played)
+    console.print(f"{same} of {len(played)} episodes are the same")
+    if same < len(played):
+        raise typer.Exit(EXIT_CRASHED)
+
+
+@app.command("convert")
+@_plain_errors
+def convert_command(
+    source: Annotated[Path, typer.Argument(help="Data set, or RLBench's stored episodes.")],
+    target: Annotated[Path, typer.Argument(help="Folder; a LeRobotDataset there is added to.")],
+    to: Annotated[str, typer.Option(help="lerobot, minari or npz.")] = "lerobot",
+    images: Annotated[str, typer.Option(help="png (exact) or video (H.264, lossy).")] = "png",
+    keyword: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keyword",
+            "-k",
+            metavar="KEY=VALUE",
+            help="For RLBench's episodes: beyond=split, cameras=primary, ... Repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Turn demonstrations into another form; actions stay bit for bit."""
+    from vla_gym.data import convert
+
+    count = 0
+
+    def see() -> None:
+        nonlocal count
+        count += 1
+
+    written = convert(
+        source, target, to, images=images, on_episode=see, **read_keywords(keyword or [])
+    )
+    for path in written:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    console.print(f"{count} episodes")
+
+
 @app.command("check-rendering")
 @_plain_errors
 def check_rendering_command() -> None:
@@ -222,6 +461,29 @@ def demo_command(
         workers=workers,
         skip_mismatches=True,
         title=demo.TITLE,
+    )
+
+
+def _print_diagnosis(diagnosis: Diagnosis) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("probe", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("evidence", overflow="fold")
+    colours = {"pass": "green", "fail": "bold red", "unknown": "yellow"}
+    for f in diagnosis.findings:
+        verdict = f"[{colours.get(f.verdict, 'dim')}]{f.verdict}[/]"
+        text = escape(f.evidence)
+        if f.fault is not None:
+            text += f"\n[bold]{escape(f.fault)}[/]: {escape(f.remedy or '')}"
+        table.add_row(f.probe, verdict, text)
+    console.print(table)
+    against = diagnosis.reference or "no reference"
+    console.print(
+        f"{diagnosis.policy} in {diagnosis.env_id}, against {against}: "
+        f"{', '.join(diagnosis.faults) or 'no fault found'} "
+        f"({diagnosis.steps} steps, {diagnosis.seconds:.0f} s)",
+        highlight=False,
+        markup=False,
     )
 
 
@@ -297,6 +559,21 @@ def _read_value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return tuple(filter(None, text.split(","))) if "," in text else text
+
+
+def _sheet_for(policy: Any, pattern: str, keywords: dict[str, Any]) -> SpecSheet:
+    """Return the spec sheet of an env made for the policy; no simulator starts."""
+    from vla_gym.evaluation.evaluate import find_ids
+
+    (first, *more) = find_ids([pattern])
+    if more:
+        raise InvalidOption(f"{pattern!r} names {1 + len(more)} ids; choose one, such as {first}")
+    spec = getattr(policy, "spec", None)
+    env = gym.make(first, **{**(spec.env_keywords() if spec else {}), **keywords})
+    try:
+        return env.unwrapped.spec_sheet  # type: ignore[attr-defined]  # ours
+    finally:
+        env.close()
 
 
 class _Progress:

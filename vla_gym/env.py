@@ -23,6 +23,7 @@ from vla_gym.errors import (
     InvalidOption,
     SimulatorCrashed,
     StandInWarning,
+    UnknownKeyword,
     UnknownName,
 )
 from vla_gym.instruction import INSTRUCTION_FORMS, encode
@@ -484,7 +485,8 @@ def _check_flag(name: str, value: object, where: str) -> None:
 def _check_keywords(suite: Suite, keywords: dict[str, Any], where: str) -> dict[str, Any]:
     """Return all of the suite's keywords, those given and the defaults of the rest."""
     for name, value in keywords.items():
-        _check_name("keyword", name, suite.keywords, where)
+        if name not in suite.keywords:
+            raise UnknownKeyword(name, suite.keywords, where)
         choices = suite.keywords[name].choices
         if choices is None:
             if value is not None and not isinstance(value, str):

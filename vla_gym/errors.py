@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gymnasium.error import DependencyNotInstalled, Error, ResetNeeded
@@ -34,6 +34,7 @@ __all__ = [
     "ResetNeeded",
     "SimulatorCrashed",
     "StandInWarning",
+    "UnknownKeyword",
     "UnknownName",
 ]
 
@@ -54,7 +55,7 @@ class UnknownName(Error, ValueError):
         super().__init__(kind, asked, self.valid, where)
         self.where = where
 
-    def __reduce__(self):  # worker processes send errors to their parent by pickle
+    def __reduce__(self) -> Any:  # worker processes send errors to their parent by pickle
         return type(self), (self.kind, self.asked, self.valid, self.where)
 
     def __str__(self) -> str:
@@ -67,6 +68,27 @@ class UnknownName(Error, ValueError):
         suggestion = f" Did you mean {near[0]!r}?" if near else ""
         valid = ", ".join(repr(name) for name in self.valid) or "none"
         return f"there is no {self.kind} {self.asked!r}{place}.{suggestion} Valid: {valid}."
+
+
+class UnknownKeyword(UnknownName, TypeError):
+    """`gym.make` was given a keyword that the env does not have.
+
+    A `TypeError` in Python's own words: TorchRL's `GymEnv` tries keywords and goes by it.
+    """
+
+    def __init__(self, asked: str, valid: Iterable[str] = (), where: str = "") -> None:
+        if " " in asked:  # `gym.make` makes a TypeError anew, from a text with more in it
+            self._text = asked
+            asked = ""
+        else:
+            self._text = ""
+        super().__init__("keyword", asked, valid, where)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._text or self.asked, self.valid, self.where)
+
+    def __str__(self) -> str:
+        return self._text or f"unexpected keyword argument {self.asked!r}: {super().__str__()}"
 
 
 class ContractMismatch(Error, ValueError):

@@ -1,5 +1,7 @@
-"""Demonstrations: one form in memory and on disk, and readers of other people's data sets."""
+"""Demonstrations: in memory, as LeRobotDataset v3, Minari and `.npz`, and readers of RLBench's."""
 
+from vla_gym.data.convert import convert, read_any
+from vla_gym.data.dataset import Dataset, EpisodeRow, Frames
 from vla_gym.data.demos import (
     Demonstration,
     InvalidDemonstration,
@@ -7,11 +9,24 @@ from vla_gym.data.demos import (
     load_demonstrations,
     save_demonstration,
 )
+from vla_gym.data.layout import InvalidDataset
+from vla_gym.data.minari import read_minari, write_minari
+from vla_gym.data.writer import DatasetWriter, write_dataset
 
 __all__ = [
+    "Dataset",
+    "DatasetWriter",
     "Demonstration",
+    "EpisodeRow",
+    "Frames",
+    "InvalidDataset",
     "InvalidDemonstration",
+    "convert",
     "load_demonstration",
     "load_demonstrations",
+    "read_any",
+    "read_minari",
     "save_demonstration",
+    "write_dataset",
+    "write_minari",
 ]

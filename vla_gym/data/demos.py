@@ -6,6 +6,7 @@ A file is a zip archive, readable by `numpy.load(path)` and by `unzip`, whose na
 |---------------------------|------------------------------------------------------------------|
 | `header.json`             | every field that is not an array, format version and SHA-256     |
 | `actions.npy`             | float32 (T, n)                                                   |
+| `labels.npy`              | float32 (T, n), only where they differ from the actions          |
 | `rewards.npy`             | float32 (T,)                                                     |
 | `successes.npy`           | bool (T,)                                                        |
 | `observations/<key>.npy`  | (T+1, ...), one member per observation key                       |
@@ -79,6 +80,8 @@ class Demonstration:
         rewards: float32 (T,).
         successes: bool (T,): whether the task was solved after each step.
         success: whether it was solved after any step.
+        labels: float32 (T, n): the actions that were meant and are to be learned, where noise was
+            added to them before they were carried out (DART, Laskey et al. 2017). None: `actions`.
         terminated: whether the episode ended with the last step; False where it was cut off there.
         seed: that `env.reset(seed=seed, options=options)` repeats the episode with, None where no
             seed does.
@@ -87,6 +90,7 @@ class Demonstration:
         source: where it comes from, in words.
         simulator: what ran it, as `info["simulator"]` says.
         versions: package -> version that ran it.
+        spec_sheet: of the env, `SpecSheet.to_dict()`; empty where it is not known.
 
     Raises:
         InvalidDemonstration: a field has a wrong type, shape or range; the message names it.
@@ -108,6 +112,8 @@ class Demonstration:
     source: str = ""
     simulator: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    labels: NDArray[np.float32] | None = None
+    spec_sheet: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"the demonstration of {self.id!r}"
@@ -123,7 +129,7 @@ class Demonstration:
             whole = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool)
             _check(whole, f"{where}: seed must be a whole number or None, not {self.seed!r}")
             self._set("seed", int(self.seed))
-        for name in ("options", "keywords", "versions"):
+        for name in ("options", "keywords", "versions", "spec_sheet"):
             self._set(name, _plain(getattr(self, name), f"{where}: {name}"))
         steps = self._check_steps(where)
         self._set(
@@ -164,21 +170,17 @@ class Demonstration:
         self._set("instructions", texts)
 
     def _check_steps(self, where: str) -> int:
-        actions = _cast(self.actions, np.float32, f"{where}: actions")
-        _check(
-            actions.ndim == 2 and actions.shape[1] > 0,
-            f"{where}: actions must have the shape (T, n), not {actions.shape}",
-        )
+        actions = _check_actions(self.actions, f"{where}: actions")
         steps = len(actions)
         _check(steps > 0, f"{where} has no action; a demonstration has at least one step")
-        _check_finite(actions, f"{where}: actions")
-        beyond = np.argwhere(np.abs(actions) > 1.0)
-        if len(beyond):
-            step, entry = beyond[0]
-            raise InvalidDemonstration(
-                f"{where}: actions must lie in [-1, 1]; {len(beyond)} of {actions.size} do not, "
-                f"the first is entry {entry} of step {step}: {actions[step, entry]}"
+        if self.labels is not None:
+            labels = _check_actions(self.labels, f"{where}: labels")
+            _check(
+                labels.shape == actions.shape,
+                f"{where}: labels must have the shape of the actions, {actions.shape}, not "
+                f"{labels.shape}",
             )
+            self._set("labels", None if np.array_equal(labels, actions) else labels)
         rewards = _cast(self.rewards, np.float32, f"{where}: rewards")
         successes = np.asarray(self.successes)
         _check(
@@ -219,6 +221,23 @@ def _cast(value: Any, dtype: type, what: str) -> NDArray[Any]:
             return array.astype(dtype, copy=False)
     except (TypeError, ValueError) as error:
         raise InvalidDemonstration(f"{what} is not an array of numbers: {error}") from error
+
+
+def _check_actions(value: Any, what: str) -> NDArray[np.float32]:
+    actions = _cast(value, np.float32, what)
+    _check(
+        actions.ndim == 2 and actions.shape[1] > 0,
+        f"{what} must have the shape (T, n), not {actions.shape}",
+    )
+    _check_finite(actions, what)
+    beyond = np.argwhere(np.abs(actions) > 1.0)
+    if len(beyond):
+        step, entry = beyond[0]
+        raise InvalidDemonstration(
+            f"{what} must lie in [-1, 1]; {len(beyond)} of {actions.size} do not, the first is "
+            f"entry {entry} of step {step}: {actions[step, entry]}"
+        )
+    return actions
 
 
 def _check_finite(array: NDArray[Any], what: str) -> None:
@@ -354,6 +373,8 @@ def load_demonstration(path: str | os.PathLike[str]) -> Demonstration:
     for name in _STEP_ARRAYS:
         _check(f"{name}.npy" in arrays, f"{path} lacks {name}.npy")
         steps[name] = arrays.pop(f"{name}.npy")
+    if "labels.npy" in arrays:
+        steps["labels"] = arrays.pop("labels.npy")
     observations = {
         name.removeprefix(_OBSERVATION).removesuffix(".npy"): array
         for name, array in arrays.items()
@@ -392,7 +413,7 @@ def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
 def _header_of(demonstration: Demonstration) -> dict[str, Any]:
     header: dict[str, Any] = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
     for entry in dataclasses.fields(demonstration):
-        if entry.name not in (*_STEP_ARRAYS, "observations"):
+        if entry.name not in (*_STEP_ARRAYS, "labels", "observations"):
             value = getattr(demonstration, entry.name)
             header[entry.name] = list(value) if isinstance(value, tuple) else value
     return header
@@ -401,6 +422,8 @@ def _header_of(demonstration: Demonstration) -> dict[str, Any]:
 def _pack(demonstration: Demonstration) -> dict[str, bytes]:
     """Return the members of the file that hold arrays: name -> content."""
     arrays = {f"{name}.npy": getattr(demonstration, name) for name in _STEP_ARRAYS}
+    if demonstration.labels is not None:
+        arrays["labels.npy"] = demonstration.labels
     for key, value in demonstration.observations.items():
         arrays[f"{_OBSERVATION}{key}.npy"] = value
     packed = {}

@@ -22,7 +22,8 @@ __all__ = ["Evaluation", "evaluate", "find_ids"]
 
 logger = logging.getLogger(__name__)
 
-PolicySource = str | Callable[[], Any]
+PolicySource = str | Callable[[], Any] | Any
+"""A name, a picklable function that returns a policy, or a model of Stable-Baselines3."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def evaluate(
     or crashed. Ctrl-C keeps all finished episodes.
 
     Args:
-        policies: names that `make_policy` takes, or label -> name or picklable function that
-            returns a policy.
+        policies: names that `make_policy` takes, or label -> name, picklable function that returns
+            a policy, or model of Stable-Baselines3, which is saved into the folder.
         ids: as `find_ids` takes them.
         episodes: of each policy on each task.
         folder: for `records.jsonl`, `run.json`, `videos/` and the workers' logs.
@@ -91,6 +92,7 @@ def evaluate(
             f"seed={seed} at least 0"
         )
     folder = Path(folder)
+    policies = _save_models(policies, folder)
     pairs = _pair_up(policies, find_ids(ids), dict(keywords or {}), max_steps, deterministic)
     with RecordFile(folder) as file, Pool(workers, folder / "logs") as pool:
         protocols, mismatches = _check_all(pool, pairs)
@@ -180,8 +182,35 @@ def _unknown_id(name: str, ids: list[str]) -> str:
     return f"no id is named {name!r}.{hint} `vla-gym list` shows all {len(ids)} ids."
 
 
+def _save_models(
+    policies: Sequence[str] | Mapping[str, PolicySource], folder: Path
+) -> Sequence[str] | Mapping[str, str | Callable[[], Any]]:
+    """Put models of Stable-Baselines3 into files: they hold their env, and cannot be pickled.
+
+    Raises:
+        InvalidOption: something else that is no name and cannot be called.
+    """
+    if not isinstance(policies, Mapping):
+        return policies
+    sources: dict[str, str | Callable[[], Any]] = {}
+    for label, source in policies.items():
+        if isinstance(source, str) or callable(source):
+            sources[label] = source
+            continue
+        if not (hasattr(source, "predict") and hasattr(source, "save")):
+            raise InvalidOption(
+                f"policy {label!r} is a {type(source).__name__}; valid are a name, a function "
+                "without arguments that returns a policy, and a model of Stable-Baselines3"
+            )
+        path = (folder / "policies" / f"{_slug(label)}.zip").resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source.save(path)
+        sources[label] = f"sb3:{path}"
+    return sources
+
+
 def _pair_up(
-    policies: Sequence[str] | Mapping[str, PolicySource],
+    policies: Sequence[str] | Mapping[str, str | Callable[[], Any]],
     ids: list[str],
     keywords: dict[str, Any],
     max_steps: int | None,
@@ -318,8 +347,11 @@ def _plain(env_id: str) -> str:
 
 
 def _video_path(folder: Path, pair: Pair) -> Path:
-    policy, task = (re.sub(r"[^\w.-]+", "_", name) for name in (pair.policy, _short(pair.id)))
-    return folder / "videos" / f"{policy}--{task}.mp4"
+    return folder / "videos" / f"{_slug(pair.policy)}--{_slug(_short(pair.id))}.mp4"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def _short(env_id: str) -> str:

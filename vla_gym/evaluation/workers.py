@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 
@@ -36,7 +36,7 @@ from vla_gym.evaluation.video import write_video
 from vla_gym.policy import connect, make_policy
 from vla_gym.rollout import MAX_FRAMES, Episode, run_episode
 
-__all__ = ["Check", "Died", "Failed", "Pair", "Play", "Played", "Pool"]
+__all__ = ["Check", "Died", "Failed", "Job", "Pair", "Play", "Played", "Pool", "Stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,10 @@ class Check:
 
     pair: Pair
 
+    def run(self, stage: Stage) -> dict[str, Any]:
+        """Do it in a worker."""
+        return stage.check(self)
+
 
 @dataclass(frozen=True)
 class Play:
@@ -85,6 +89,10 @@ class Play:
     seed: int
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     video: Path | None = None
+
+    def run(self, stage: Stage) -> Played:
+        """Do it in a worker."""
+        return stage.play(self)
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,21 @@ class Died:
     text: str
 
 
-Job = Check | Play
-Answer = dict[str, Any] | Played | Failed | Died
+class Job(Protocol):
+    """What a worker can be given: picklable, and answers with something picklable."""
+
+    @property
+    def pair(self) -> Pair:
+        """The policy and the task that it is about."""
+        ...
+
+    def run(self, stage: Stage) -> Any:
+        """Do it in a worker, with its policy and its env."""
+        ...
+
+
+Answer = Any
+"""What a job's `run` returns, or `Failed` or `Died` in its place."""
 
 
 class Pool:
@@ -263,14 +284,14 @@ def _serve(connection: Connection, log: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     _write_into(log)
     faulthandler.enable()
-    stage = _Stage()
+    stage = Stage()
     while True:
         try:
             job = connection.recv()
         except (EOFError, OSError):
             break
         try:
-            answer: Answer = stage.check(job) if isinstance(job, Check) else stage.play(job)
+            answer: Answer = job.run(stage)
         except Exception as error:  # the episode boundary: recorded, counted, shown
             traceback.print_exc()
             stage.clear()  # what is left of the env cannot be trusted
@@ -299,7 +320,7 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-class _Stage:
+class Stage:
     """The one policy and the one env that a worker has open."""
 
     def __init__(self) -> None:
@@ -311,12 +332,14 @@ class _Stage:
         self._pictures = True
 
     def check(self, job: Check) -> dict[str, Any]:
-        env, _ = self._set(job.pair)
+        """Return the protocol that the job's pair plays under."""
+        env, _ = self.open(job.pair)
         sheet: SpecSheet = env.unwrapped.spec_sheet  # type: ignore[attr-defined]  # all ids are ours
         return _protocol(sheet, env, job.pair)
 
     def play(self, job: Play) -> Played:
-        env, actor = self._set(job.pair)
+        """Play the job's episode, and film it if it says so."""
+        env, actor = self.open(job.pair)
         play = functools.partial(
             run_episode,
             env,
@@ -342,12 +365,14 @@ class _Stage:
         return Played(replace(episode, frames=()), video=True)
 
     def clear(self) -> None:
+        """Close the env and forget the policy."""
         if self._env is not None:
             with contextlib.suppress(Exception):  # a crashed simulator may fail to close
                 self._env.close()
         self._env = self._actor = self._pair = self._policy = self._label = None
 
-    def _set(self, pair: Pair) -> tuple[gym.Env[Any, Any], Any]:
+    def open(self, pair: Pair) -> tuple[gym.Env[Any, Any], Any]:
+        """Return the env of a pair, and its policy fitted to it; those of the last one are kept."""
         if self._env is not None and pair == self._pair:
             return self._env, self._actor
         if self._label != pair.policy:

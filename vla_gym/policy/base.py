@@ -62,10 +62,29 @@ class PolicySpec:
         instruction: `"text"`, `"embedding"` or `"bytes"`.
         action_mode: the mode whose entries it speaks.
         action_dim: number of entries of its actions.
-        gripper: `"+1 opens"` or `"+1 closes"`; converted where it differs (`ee_delta` only).
-        rotation: `"axis-angle"` or `"euler xyz"` (extrinsic), converted where it differs
-            (`ee_delta` only).
         keywords: further `gym.make` keywords that it needs, as (name, value) pairs.
+
+    What follows is converted where it differs from the env's (`ee_delta` and `eef` only). Entries
+    of an action are x, y, z, the rotation, the gripper; of proprio the same.
+
+    Attributes:
+        gripper: `"+1 opens"`, `"+1 closes"`, `"1 opens, 0 closes"` or `"1 closes, 0 opens"`.
+        rotation: `"axis-angle"`, `"euler xyz"` (extrinsic), `"quaternion xyzw"`, `"quaternion
+            wxyz"`, `"6d"` (the first two columns of the matrix) or `"none"`: no entries, the hand
+            is not turned.
+        frame: `"base"` or `"hand"`, in which its motion is meant.
+        scale: metres and radians that 1.0 of its motion means; None: what the env's means.
+            (1.0, 1.0) is a policy in m and rad, (1.0, pi / 180) in m and degrees. What is then
+            beyond the env's largest motion is clipped.
+        proprio_rotation: `"6d"` or another of the forms above.
+        proprio_gripper: as `gripper`, of the opening.
+        image_turn: how its pictures stand: `"upright"`, `"rotated 180"`, `"upside down"` (flipped
+            vertically) or `"mirrored"`.
+        image_channels: `"RGB"` or `"BGR"`.
+        image_layout: `"HWC"` or `"CHW"`.
+        resize: how pictures of another size than `image_size` are scaled: `"nearest"`, `"box"`,
+            `"bilinear"`, `"bicubic"` or `"lanczos"` (Pillow's, which average where they shrink).
+            None: they are refused, since an env can draw the right size.
     """
 
     suites: tuple[str, ...] | None = None
@@ -79,6 +98,14 @@ class PolicySpec:
     gripper: str = "+1 opens"
     rotation: str = "axis-angle"
     keywords: tuple[tuple[str, Any], ...] = ()
+    frame: str = "base"
+    scale: tuple[float, float] | None = None
+    proprio_rotation: str = "6d"
+    proprio_gripper: str = "1 opens, 0 closes"
+    image_turn: str = "upright"
+    image_channels: str = "RGB"
+    image_layout: str = "HWC"
+    resize: str | None = None
 
     def env_keywords(self) -> dict[str, Any]:
         """Return the `gym.make` keywords that give this policy what it needs."""
@@ -91,3 +118,9 @@ class PolicySpec:
             "action_mode": self.action_mode,
         }
         return {k: v for k, v in needs.items() if v is not None} | dict(self.keywords)
+
+    def size_of(self, camera: str) -> int | None:
+        """Return the size that it takes of a camera's pictures [pixels], None for any."""
+        if isinstance(self.image_size, Mapping):
+            return self.image_size.get(camera)
+        return self.image_size

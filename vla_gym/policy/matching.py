@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,35 @@ from numpy.typing import NDArray
 from vla_gym.contract import SpecSheet
 from vla_gym.errors import ContractMismatch
 from vla_gym.policy.base import Policy, PolicySpec
+from vla_gym.policy.conversions import (
+    CHANNELS,
+    FRAMES,
+    GRIPPERS,
+    LAYOUTS,
+    RESIZES,
+    ROTATIONS,
+    TURNS,
+    ActionConversion,
+    ObservationConversion,
+)
 
 __all__ = ["connect"]
 
-GRIPPERS = ("+1 opens", "+1 closes")
-ROTATIONS = ("axis-angle", "euler xyz")
+FORMS: dict[str, tuple[str | None, ...]] = {
+    "gripper": tuple(GRIPPERS),
+    "rotation": (*ROTATIONS, "none"),
+    "frame": FRAMES,
+    "proprio_rotation": ("6d", *(form for form in ROTATIONS if form != "6d")),
+    "proprio_gripper": ("1 opens, 0 closes", *GRIPPERS),
+    "image_turn": tuple(TURNS),
+    "image_channels": CHANNELS,
+    "image_layout": LAYOUTS,
+    "resize": (None, *RESIZES),
+}
+"""Field of PolicySpec -> its valid values, the env's own first."""
+
+ACTION_FORMS = ("gripper", "rotation", "frame")
+PROPRIO_FORMS = ("proprio_rotation", "proprio_gripper")
 
 
 def connect(policy: Any, sheet: SpecSheet) -> Policy:
@@ -35,48 +59,21 @@ def connect(policy: Any, sheet: SpecSheet) -> Policy:
     _check(spec, sheet, policy)
     if hasattr(policy, "for_env"):
         policy = policy.for_env(sheet)
-    flip_gripper = spec.gripper == "+1 closes"
-    from_euler = spec.rotation == "euler xyz"
-    if flip_gripper or from_euler:
-        return _Converted(policy, sheet, flip_gripper, from_euler)
-    return policy
+    actions = None
+    if sheet.action_mode == "ee_delta":
+        actions = ActionConversion(spec, sheet)
+        actions = None if actions.trivial else actions
+    seen = ObservationConversion(spec, sheet)
+    if actions is None and seen.trivial:
+        return policy
+    return _Converted(policy, actions, None if seen.trivial else seen)
 
 
 def _check(spec: PolicySpec, sheet: SpecSheet, policy: Any) -> None:
-    differences = []
-
-    def compare(what: str, wanted: Any, found: Any) -> None:
-        if wanted is not None and wanted != found:
-            differences.append(f"{what}: the policy has {wanted!r}, the env {found!r}")
-
-    if spec.suites is not None and sheet.suite not in spec.suites:
-        differences.append(f"suite: the policy acts in {spec.suites}, the env is {sheet.suite!r}")
-    missing = set(spec.cameras or ()) - set(sheet.cameras)
-    if missing:
-        differences.append(
-            f"cameras: the policy reads {sorted(missing)}, the env shows {sorted(sheet.cameras)}"
-        )
-    if spec.cameras != () and spec.image_size is not None:
-        found, size = sheet.images, spec.image_size
-        wanted = size if isinstance(size, Mapping) else dict.fromkeys(spec.cameras or found, size)
-        if any(found.get(camera, sheet.image_size) != n for camera, n in wanted.items()):
-            compare("image_size", size, sheet.image_size)
-    if spec.state and sheet.state_dim is None:
-        differences.append("state: the policy reads it, the env does not show it (state=True does)")
-    compare("proprio", spec.proprio, sheet.proprio_form)
-    compare("instruction", spec.instruction, sheet.instruction)
-    compare("action_mode", spec.action_mode, sheet.action_mode)
-    compare("action entries", spec.action_dim, len(sheet.action))
-    for name, value in spec.keywords:
-        compare(name, value, sheet.keywords.get(name))
-    for what, value, valid in (
-        ("gripper", spec.gripper, GRIPPERS),
-        ("rotation", spec.rotation, ROTATIONS),
-    ):
-        if value not in valid:
-            differences.append(f"{what}: {value!r} is unknown, valid are {valid}")
-        elif value != valid[0] and sheet.action_mode != "ee_delta":
-            differences.append(f"{what}: {value!r} can be converted in action_mode='ee_delta' only")
+    differences = [
+        *_compare_needs(spec, sheet),
+        *_compare_forms(spec, sheet),
+    ]
     if differences:
         raise ContractMismatch(
             f"{type(policy).__name__} does not fit {sheet.id}: "
@@ -85,17 +82,74 @@ def _check(spec: PolicySpec, sheet: SpecSheet, policy: Any) -> None:
         )
 
 
+def _compare_needs(spec: PolicySpec, sheet: SpecSheet) -> Iterable[str]:
+    """Yield what the policy needs and the env, as it was made, does not have."""
+
+    def compare(what: str, wanted: Any, found: Any) -> Iterable[str]:
+        if wanted is not None and wanted != found:
+            yield f"{what}: the policy has {wanted!r}, the env {found!r}"
+
+    if spec.suites is not None and sheet.suite not in spec.suites:
+        yield f"suite: the policy acts in {spec.suites}, the env is {sheet.suite!r}"
+    missing = set(spec.cameras or ()) - set(sheet.cameras)
+    if missing:
+        yield f"cameras: the policy reads {sorted(missing)}, the env shows {sorted(sheet.cameras)}"
+    images = sheet.images
+    cameras = tuple(images) if spec.cameras is None else spec.cameras
+    if spec.resize is None and any(
+        spec.size_of(camera) not in (None, images.get(camera, sheet.image_size))
+        for camera in cameras
+    ):
+        yield from compare("image_size", spec.image_size, sheet.image_size)
+    if spec.state and sheet.state_dim is None:
+        yield "state: the policy reads it, the env does not show it (state=True does)"
+    yield from compare("proprio", spec.proprio, sheet.proprio_form)
+    yield from compare("instruction", spec.instruction, sheet.instruction)
+    yield from compare("action_mode", spec.action_mode, sheet.action_mode)
+    known = spec.rotation in FORMS["rotation"] and spec.gripper in GRIPPERS
+    if known and sheet.action_mode == "ee_delta":
+        wanted = ActionConversion(spec, sheet).policy_dim
+        if spec.action_dim not in (None, wanted):
+            found = f"the env {len(sheet.action)}"
+            if spec.rotation != "axis-angle":
+                found += f", and rotation={spec.rotation!r} makes {wanted} of them"
+            yield f"action entries: the policy has {spec.action_dim}, {found}"
+    else:
+        yield from compare("action entries", spec.action_dim, len(sheet.action))
+    for name, value in spec.keywords:
+        yield from compare(name, value, sheet.keywords.get(name))
+
+
+def _compare_forms(spec: PolicySpec, sheet: SpecSheet) -> Iterable[str]:
+    """Yield the forms of the policy that are unknown or cannot be converted here."""
+    for what, valid in FORMS.items():
+        value = getattr(spec, what)
+        if value not in valid:
+            yield f"{what}: {value!r} is unknown, valid are {valid}"
+        elif value == valid[0]:
+            continue
+        elif what in ACTION_FORMS and sheet.action_mode != "ee_delta":
+            yield f"{what}: {value!r} can be converted in action_mode='ee_delta' only"
+        elif (what in PROPRIO_FORMS or what == "frame") and sheet.proprio_form != "eef":
+            yield f"{what}: {value!r} can be converted with proprio='eef' only"
+    if spec.scale is None:
+        return
+    if sheet.action_mode != "ee_delta":
+        yield f"scale: {spec.scale!r} can be converted in action_mode='ee_delta' only"
+    elif len(spec.scale) != 2 or not all(np.isfinite(s) and s > 0 for s in spec.scale):
+        yield f"scale: {spec.scale!r} is not (metres, radians), two numbers above 0"
+
+
 class _Converted:
-    """A policy whose actions are turned into the env's convention."""
+    """A policy that sees and acts in its own forms, within an env that has others."""
 
     def __init__(
-        self, policy: Policy, sheet: SpecSheet, flip_gripper: bool, from_euler: bool
+        self,
+        policy: Policy,
+        actions: ActionConversion | None,
+        seen: ObservationConversion | None,
     ) -> None:
-        self._policy = policy
-        self._flip_gripper, self._from_euler = flip_gripper, from_euler
-        self._grippers = [i for i, e in enumerate(sheet.action) if e.name.endswith("gripper")]
-        self._rotations = [i for i, e in enumerate(sheet.action) if e.name.endswith("drx")]
-        self._scales = [sheet.action[i].scale for i in self._rotations]
+        self._policy, self._actions, self._seen = policy, actions, seen
 
     def predict(
         self,
@@ -104,37 +158,18 @@ class _Converted:
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,
     ) -> tuple[NDArray[np.float32], Any]:
-        actions, state = self._policy.predict(observation, state, episode_start, deterministic)
-        actions = np.array(actions, dtype=np.float32)
-        if self._flip_gripper:
-            actions[:, self._grippers] *= -1
-        if self._from_euler:
-            for start, scale in zip(self._rotations, self._scales, strict=True):
-                if scale > 0:  # 0: the robot ignores rotation
-                    angles = actions[:, start : start + 3] * scale
-                    actions[:, start : start + 3] = _euler_to_axis_angle(angles) / scale
-        return actions, state
+        seen = observation if self._seen is None else self._seen.to_policy(observation)
+        actions, state = self._policy.predict(seen, state, episode_start, deterministic)
+        actions = np.asarray(actions, dtype=np.float32)
+        if self._actions is None:
+            return actions, state
+        if actions.ndim != 2 or actions.shape[1] != self._actions.policy_dim:
+            raise ContractMismatch(
+                f"{type(self._policy).__name__} returned actions of shape {actions.shape}; its "
+                f"spec says (B, {self._actions.policy_dim})"
+            )
+        return self._actions.to_env(actions, observation.get("proprio")), state
 
     def set_random_seed(self, seed: int) -> None:
         if hasattr(self._policy, "set_random_seed"):
             self._policy.set_random_seed(seed)  # type: ignore[attr-defined]  # optional by design
-
-
-def _euler_to_axis_angle(angles: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Convert extrinsic xyz Euler angles to rotation vectors [rad], both shape (B, 3)."""
-    half = angles.astype(np.float64) / 2
-    (cx, cy, cz), (sx, sy, sz) = np.cos(half).T, np.sin(half).T
-    w = cx * cy * cz + sx * sy * sz
-    vector = np.stack(
-        [
-            sx * cy * cz - cx * sy * sz,
-            cx * sy * cz + sx * cy * sz,
-            cx * cy * sz - sx * sy * cz,
-        ],
-        axis=1,
-    )
-    vector, w = np.where((w < 0)[:, None], -vector, vector), np.abs(w)
-    norm = np.linalg.norm(vector, axis=1)
-    angle = 2 * np.arctan2(norm, w)
-    factor = np.where(norm > 1e-12, angle / np.maximum(norm, 1e-12), 2.0)
-    return np.asarray(vector * factor[:, None], dtype=np.float64)
