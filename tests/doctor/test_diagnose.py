@@ -265,3 +265,24 @@ def test_the_command_prints_the_table_and_fails_where_a_probe_fails(tmp_path, mo
     assert found.exit_code == 1 and "ignored instruction" in found.output
     found = runner.invoke(app, ["doctor", "-p", "zero", "-e", "Toy-*"])
     assert found.exit_code == 2 and "takes one" in found.output
+
+
+class Untrained:
+    """Says something of its own: a fixed random function of what it sees."""
+
+    spec = PolicySpec(cameras=("primary",), action_mode="ee_delta", action_dim=7)
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        rng = np.random.default_rng(0)
+        seen = observation["rgb_primary"].reshape(len(observation["proprio"]), -1)[:, ::97] / 255
+        features = np.concatenate([observation["proprio"], seen], 1)
+        weights = rng.normal(size=(features.shape[1], 7)) * [0.1, 0.1, 0.1, 2, 2, 2, 0.1]
+        return np.tanh(features @ weights).astype(np.float32), state
+
+
+@pytest.mark.parametrize("suite", slow_suites)
+def test_no_fault_is_named_in_a_policy_that_does_something_else_altogether(clones, suite):
+    env, _ = clones(suite)
+    found = diagnose(Untrained(), env, steps=200)
+    assert failures(found) == []
+    assert found["agreement"].verdict == "unknown"

@@ -244,7 +244,7 @@ PROBES = (
 def _describe_agreement(before: float, after: float, agrees: bool) -> Finding:
     words = f"error {before:.2f}, in variances of what the reference does"
     if after != before:
-        words += f"; {after:.2f} with what is wrong below mended"
+        words += f"; {after:.2f} with what helps below"
     if agrees:
         return Finding("agreement", "pass", words)
     return Finding("agreement", "unknown", words + ": it does something else than the reference")
@@ -298,6 +298,9 @@ def _judge(
     if probe in accepted:
         repair, error, left = accepted[probe]
         evidence = f"error {error:.2f} as it is, {left:.2f} with {repair.what}"
+        if not agrees:  # what helps chance is no fault
+            evidence += ", but even so it does something else than the reference"
+            return Finding(probe, "unknown", evidence)
         return Finding(probe, "fail", evidence, repair.fault, repair.remedy)
     if probe in ("picture orientation", "channel order") and not sees:
         why = "it is shown no pictures" if not case.cameras else "pictures change no action"
