@@ -34,7 +34,6 @@ import struct
 import sys
 import types
 from collections.abc import Mapping
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -251,6 +250,8 @@ def place_pictures(memory: mmap.mmap, images: Mapping[str, int]) -> tuple[dict[s
 
 def find_versions(distributions: tuple[str, ...]) -> dict[str, str]:
     """Return the versions of Python, numpy and these packages, without those not installed."""
+    from importlib import metadata  # here: it takes as long as all else of this module
+
     found = {"python": platform.python_version()}
     if np is not None:
         found["numpy"] = np.__version__
