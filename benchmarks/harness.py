@@ -171,10 +171,19 @@ def describe_run() -> dict[str, Any]:
     from vla_gym.evaluation.records import describe_machine, versions_of
 
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *_leave_out("--json", sys.argv)]),
         "versions": versions_of(PACKAGES),
         "machine": describe_machine(),
     }
+
+
+def _leave_out(option: str, words: Sequence[str]) -> list[str]:
+    """Return a command's words without an option and its value, a path on one machine."""
+    kept = [word for word in words if not word.startswith(f"{option}=")]
+    if option in kept:
+        place = kept.index(option)
+        del kept[place : place + 2]
+    return kept
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from vla_gym.errors import DependencyNotInstalled
 LAYERS = (
     ("_version", "errors", "worker_main"),
     ("deps", "suite", "rotations"),
-    ("meshes", "visibility", "wire"),
+    ("meshes", "video", "visibility", "wire"),
     ("pieces",),
     ("rendering", "embedding", "worker"),
     ("instruction",),

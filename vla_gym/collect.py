@@ -32,7 +32,16 @@ from vla_gym.data.writer import (
 )
 from vla_gym.errors import InvalidOption, SimulatorCrashed
 from vla_gym.evaluation.evaluate import find_ids
-from vla_gym.evaluation.records import Record, RecordFile, add_run, load_records, now
+from vla_gym.evaluation.records import (
+    Record,
+    RecordFile,
+    add_run,
+    describe_differences,
+    describe_episode,
+    load_records,
+    now,
+    plain_id,
+)
 from vla_gym.evaluation.workers import Check, Died, Failed, Pair, Pool, Stage
 from vla_gym.rollout import Episode, run_episode
 
@@ -195,7 +204,7 @@ def collect(
                         on_record(record)
         finally:  # also after Ctrl-C: what was played is in the data set
             stock.pack()
-    return Collection(folder, {_plain(pair.id): stock.count(pair) for pair in pairs}, episodes)
+    return Collection(folder, {plain_id(pair.id): stock.count(pair) for pair in pairs}, episodes)
 
 
 @dataclass(frozen=True)
@@ -347,12 +356,12 @@ class _Stock:
                 self._stored.add((episode.env_id, episode.seed if episode.seed is not None else -1))
         for pair in pairs:  # a run that ended after a commit and before it tidied up
             for env_id, seed in self._stored:
-                if env_id == _plain(pair.id):
+                if env_id == plain_id(pair.id):
                     delete_episode(self.path(pair, seed))
 
     def path(self, pair: Pair, seed: int) -> Path:
         """Return where the encoded episode waits."""
-        name = re.sub(r"[^\w-]+", "_", _plain(pair.id).removeprefix("VLA/"))
+        name = re.sub(r"[^\w-]+", "_", plain_id(pair.id).removeprefix("VLA/"))
         return self._folder / WORK / f"{name}-{seed}.parquet"
 
     def note(self, record: Record) -> None:
@@ -361,8 +370,8 @@ class _Stock:
 
     def count(self, pair: Pair) -> TaskCount:
         """Return what is there of a task."""
-        records = [r for (_, i, _), r in self._records.items() if i == _plain(pair.id)]
-        kept = sum(env_id == _plain(pair.id) for env_id, _ in self._stored)
+        records = [r for (_, i, _), r in self._records.items() if i == plain_id(pair.id)]
+        kept = sum(env_id == plain_id(pair.id) for env_id, _ in self._stored)
         kept += sum(self._waits(pair, r.seed) for r in records)
         return TaskCount(kept, len(records), sum(r.outcome == "crashed" for r in records))
 
@@ -382,14 +391,14 @@ class _Stock:
         waiting: list[tuple[Pair, int]] = [
             (pair, seed)
             for pair in self._pairs
-            for seed in sorted(r.seed for r in self._records.values() if r.id == _plain(pair.id))
+            for seed in sorted(r.seed for r in self._records.values() if r.id == plain_id(pair.id))
             if self._waits(pair, seed)
         ]
         moved: list[tuple[Pair, int]] = []
 
         def tidy() -> None:
             for pair, seed in moved:
-                self._stored.add((_plain(pair.id), seed))
+                self._stored.add((plain_id(pair.id), seed))
                 delete_episode(self.path(pair, seed))
             moved.clear()
 
@@ -403,15 +412,15 @@ class _Stock:
             (self._folder / WORK).rmdir()
 
     def _waits(self, pair: Pair, seed: int) -> bool:
-        record = self._records.get((pair.policy, _plain(pair.id), seed))
+        record = self._records.get((pair.policy, plain_id(pair.id), seed))
         good = ("success", "failure") if self._keep_failures else ("success",)
         return record is not None and record.outcome in good and self.path(pair, seed).exists()
 
     def _settled(self, pair: Pair, seed: int) -> bool:
         """Return whether a seed need not be played: it is there, or it is known to fail."""
-        if (_plain(pair.id), seed) in self._stored or self._waits(pair, seed):
+        if (plain_id(pair.id), seed) in self._stored or self._waits(pair, seed):
             return True
-        record = self._records.get((pair.policy, _plain(pair.id), seed))
+        record = self._records.get((pair.policy, plain_id(pair.id), seed))
         return record is not None and record.outcome == "failure" and not self._keep_failures
 
 
@@ -430,7 +439,7 @@ def _pair_up(
     keywords = {"cameras": ("primary", "wrist"), **keywords}
     pairs = []
     for env_id in ids:
-        source = find_expert(_plain(env_id)) if expert is None else expert
+        source = find_expert(plain_id(env_id)) if expert is None else expert
         label = source if isinstance(source, str) else getattr(source, "__name__", repr(source))
         pairs.append(Pair(label, source, env_id, keywords, max_steps))
     return pairs
@@ -458,7 +467,7 @@ def _refuse_other_protocols(
     pairs: list[Pair],
     protocols: Mapping[Pair, dict[str, Any]],
 ) -> None:
-    wanted = {_plain(pair.id): (pair.policy, protocols[pair]) for pair in pairs}
+    wanted = {plain_id(pair.id): (pair.policy, protocols[pair]) for pair in pairs}
     for record in records:
         if record.id not in wanted:
             continue
@@ -466,21 +475,16 @@ def _refuse_other_protocols(
         now_asked = {**protocol, "expert": policy}
         then = {**record.protocol, "expert": record.policy}
         if now_asked != then:
-            differences = "; ".join(
-                f"{name}: {then.get(name)} then, {value} now"
-                for name, value in now_asked.items()
-                if value != then.get(name)
-            )
             raise InvalidOption(
                 f"{folder} holds episodes of {record.id} that were played otherwise "
-                f"({differences}). Choose another folder"
+                f"({describe_differences(then, now_asked)}). Choose another folder"
             )
 
 
 def _to_record(job: Demonstrate, answer: Any, protocol: dict[str, Any], first: int) -> Record:
     common: dict[str, Any] = {
         "policy": job.pair.policy,
-        "id": _plain(job.pair.id),
+        "id": plain_id(job.pair.id),
         "episode": job.seed - first,
         "seed": job.seed,
         "protocol": protocol,
@@ -491,20 +495,4 @@ def _to_record(job: Demonstrate, answer: Any, protocol: dict[str, Any], first: i
     if isinstance(answer, Died | Failed):
         return Record(outcome="crashed", error=answer.text, **common)
     assert isinstance(answer, Episode)
-    return Record(
-        outcome="success" if answer.success else "failure",
-        episode_seed=answer.episode_seed,
-        success_at_end=answer.success_at_end,
-        episode_return=answer.episode_return,
-        length=answer.length,
-        env_seconds=round(answer.env_seconds, 6),
-        policy_seconds=round(answer.policy_seconds, 6),
-        terminated=answer.terminated,
-        truncated=answer.truncated,
-        instruction=answer.instruction,
-        **common,
-    )
-
-
-def _plain(env_id: str) -> str:
-    return env_id.rpartition(":")[2]
+    return Record(**describe_episode(answer), **common)

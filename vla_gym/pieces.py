@@ -17,10 +17,18 @@ from numpy.typing import NDArray
 
 from vla_gym.visibility import cut
 
-__all__ = ["Pieces"]
+__all__ = ["Pieces", "import_gl"]
 
 MAX_CHOICES = 500
 """Choices of pieces that are kept as lists."""
+
+
+def import_gl() -> Any | None:
+    """Return `OpenGL.GL`, or None where Python cannot reach GL."""
+    try:
+        return importlib.import_module("OpenGL.GL")
+    except ImportError:  # it comes with mujoco, but without a GL library it does not load
+        return None
 
 
 class Pieces:
@@ -50,9 +58,8 @@ class Pieces:
             buffer: its `mujoco.MjrContext`.
             meshes: (nmesh,), which are shown; others get no lists.
         """
-        try:
-            gl: Any = importlib.import_module("OpenGL.GL")
-        except ImportError:  # it comes with mujoco, but without a GL library it does not load
+        gl = import_gl()
+        if gl is None:
             return None
         bounds = [cut(int(count)) for count in np.where(meshes, model.mesh_facenum, 0)]
         counts = [len(bound) - 1 if len(bound) > 2 else 0 for bound in bounds]

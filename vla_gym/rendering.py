@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
-import importlib
 import os
 import platform
 import sys
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from vla_gym.deps import require
 from vla_gym.errors import BrokenDependency, DependencyNotInstalled, UnknownName
 from vla_gym.meshes import compute_normals, read_simplified
-from vla_gym.pieces import Pieces
+from vla_gym.pieces import Pieces, import_gl
 from vla_gym.visibility import View, Visibility, find_shown_meshes
 
 __all__ = ["Renderer", "check_rendering", "choose_backend"]
@@ -336,9 +335,8 @@ def _simplify(model: Any, option: Any) -> Any:
 
 def _simplify_textures(mujoco: Any, buffer: Any) -> None:
     """Read textures at the nearest of their sizes, where MuJoCo mixes the nearest two."""
-    try:
-        gl: Any = importlib.import_module("OpenGL.GL")
-    except ImportError:  # it comes with mujoco, but without a GL library it does not load
+    gl = import_gl()
+    if gl is None:
         return
     flat = int(mujoco.mjtTexture.mjTEXTURE_2D)
     for name, kind in zip(buffer.texture, buffer.textureType, strict=True):

@@ -26,6 +26,7 @@ from vla_gym.data.layout import InvalidDataset
 from vla_gym.data.statistics import count_levels, describe, describe_images
 from vla_gym.deps import require
 from vla_gym.errors import InvalidOption
+from vla_gym.video import write_h264
 
 __all__ = [
     "STORAGES",
@@ -183,22 +184,8 @@ def _write_video(path: Path, pictures: NDArray[np.uint8], fps: int) -> None:
         raise InvalidOption(
             f"pictures of {height} x {width} pixels: a video needs even numbers; take images='png'"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = ffmpeg.write_frames(
-        str(path),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        ffmpeg_log_level="error",
-        output_params=["-crf", str(CRF), "-g", "2", "-bf", "0", "-threads", "1"],
-    )
-    writer.send(None)  # starts ffmpeg
-    for picture in pictures:
-        writer.send(np.ascontiguousarray(picture))
-    writer.close()
+    options = ["-crf", str(CRF), "-g", "2", "-bf", "0"]
+    write_h264(ffmpeg, path, pictures, (height, width), fps, options)
 
 
 # An encoded episode on disk, between the process that played it and the data set

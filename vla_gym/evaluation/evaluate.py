@@ -15,7 +15,16 @@ from typing import Any
 
 from vla_gym import registration
 from vla_gym.errors import ContractMismatch, InvalidOption, SimulatorCrashed
-from vla_gym.evaluation.records import Record, RecordFile, add_run, load_records, now
+from vla_gym.evaluation.records import (
+    Record,
+    RecordFile,
+    add_run,
+    describe_differences,
+    describe_episode,
+    load_records,
+    now,
+    plain_id,
+)
 from vla_gym.evaluation.workers import Answer, Check, Died, Failed, Pair, Play, Played, Pool
 
 __all__ = ["Evaluation", "evaluate", "find_ids"]
@@ -260,7 +269,7 @@ def _refuse_other_protocols(
     pairs: list[Pair],
     protocols: dict[Pair, dict[str, Any]],
 ) -> None:
-    wanted = {(pair.policy, _plain(pair.id)): protocols[pair] for pair in pairs}
+    wanted = {(pair.policy, plain_id(pair.id)): protocols[pair] for pair in pairs}
     for record in known:
         protocol = wanted.get((record.policy, record.id))
         if protocol is None:
@@ -270,14 +279,10 @@ def _refuse_other_protocols(
             continue
         then = {**record.protocol, "reset options": record.options}
         asked = {**protocol, "reset options": options}
-        differences = "; ".join(
-            f"{name}: {then.get(name)} then, {value} now"
-            for name, value in asked.items()
-            if value != then.get(name)
-        )
         raise InvalidOption(
             f"{folder} holds episodes of {record.policy} on {record.id} under another protocol "
-            f"({differences}). Scores of two protocols do not mix: choose another folder"
+            f"({describe_differences(then, asked)}). Scores of two protocols do not mix: choose "
+            "another folder"
         )
 
 
@@ -307,7 +312,7 @@ def _protocol_options(protocol: Mapping[str, Any], seed: int) -> dict[str, Any]:
 def _to_record(job: Play, answer: Answer, protocol: dict[str, Any], folder: Path) -> Record:
     common: dict[str, Any] = {
         "policy": job.pair.policy,
-        "id": _plain(job.pair.id),
+        "id": plain_id(job.pair.id),
         "episode": job.episode,
         "seed": job.seed,
         "protocol": protocol,
@@ -317,33 +322,14 @@ def _to_record(job: Play, answer: Answer, protocol: dict[str, Any], folder: Path
     if isinstance(answer, Died | Failed):
         return Record(outcome="crashed", error=answer.text, **common)
     assert isinstance(answer, Played)
-    played = answer.episode
     video = ""
     if answer.video and job.video is not None:
         video = job.video.relative_to(folder).as_posix()
-    return Record(
-        outcome="success" if played.success else "failure",
-        episode_seed=played.episode_seed,
-        success_at_end=played.success_at_end,
-        episode_return=played.episode_return,
-        length=played.length,
-        env_seconds=round(played.env_seconds, 6),
-        policy_seconds=round(played.policy_seconds, 6),
-        terminated=played.terminated,
-        truncated=played.truncated,
-        instruction=played.instruction,
-        chain_length=played.chain_length,
-        video=video,
-        **common,
-    )
+    return Record(**describe_episode(answer.episode), video=video, **common)
 
 
 def _key(job: Play) -> tuple[str, str, int]:
-    return job.pair.policy, _plain(job.pair.id), job.seed
-
-
-def _plain(env_id: str) -> str:
-    return env_id.rpartition(":")[2]
+    return job.pair.policy, plain_id(job.pair.id), job.seed
 
 
 def _video_path(folder: Path, pair: Pair) -> Path:
@@ -355,4 +341,4 @@ def _slug(name: str) -> str:
 
 
 def _short(env_id: str) -> str:
-    return _plain(env_id).removeprefix("VLA/")
+    return plain_id(env_id).removeprefix("VLA/")

@@ -14,6 +14,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,15 +24,19 @@ from typing import Any
 
 from vla_gym._version import __version__
 from vla_gym.errors import InvalidOption
+from vla_gym.rollout import Episode
 
 __all__ = [
     "TIME_FIELDS",
     "Record",
     "RecordFile",
     "add_run",
+    "describe_differences",
+    "describe_episode",
     "describe_machine",
     "load_records",
     "load_runs",
+    "plain_id",
     "versions_of",
 ]
 
@@ -204,6 +209,37 @@ def add_run(folder: Path, **facts: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)  # a killed process leaves the old file or the new one
+
+
+def describe_episode(episode: Episode) -> dict[str, Any]:
+    """Return the fields of a `Record` that an episode played to its end fills."""
+    return {
+        "outcome": "success" if episode.success else "failure",
+        "episode_seed": episode.episode_seed,
+        "success_at_end": episode.success_at_end,
+        "episode_return": episode.episode_return,
+        "length": episode.length,
+        "env_seconds": round(episode.env_seconds, 6),
+        "policy_seconds": round(episode.policy_seconds, 6),
+        "terminated": episode.terminated,
+        "truncated": episode.truncated,
+        "instruction": episode.instruction,
+        "chain_length": episode.chain_length,
+    }
+
+
+def describe_differences(then: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Return in words what of a protocol is asked for and was played otherwise."""
+    return "; ".join(
+        f"{name}: {then.get(name)} then, {value} now"
+        for name, value in asked.items()
+        if value != then.get(name)
+    )
+
+
+def plain_id(env_id: str) -> str:
+    """Return an id without the module that registers it (`"vla_gym:VLA/..."`)."""
+    return env_id.rpartition(":")[2]
 
 
 def now() -> str:

@@ -22,7 +22,7 @@ from vla_gym.evaluation.metrics import (
     summarize,
     summarize_chains,
 )
-from vla_gym.evaluation.records import Record, load_records, load_runs
+from vla_gym.evaluation.records import Record, load_records, load_runs, plain_id
 
 __all__ = [
     "DASH",
@@ -205,11 +205,6 @@ def _gather(folders: list[Path]) -> tuple[list[Record], dict[tuple[str, str], Pa
     return records, videos
 
 
-def _plain_id(env_id: str) -> str:
-    """Return an id without the module to import before it."""
-    return env_id.rpartition(":")[2]
-
-
 class _Page:
     """What the templates show, computed once for both."""
 
@@ -236,7 +231,7 @@ class _Page:
         self.policies += [s.policy for s in summaries if s.policy not in self.policies]
         self.policies = list(dict.fromkeys(self.policies))
         played = dict.fromkeys(s.id for s in summaries)  # in the order in which they ended
-        asked = [_plain_id(env_id) for run in runs for env_id in run.get("ids", [])]
+        asked = [plain_id(env_id) for run in runs for env_id in run.get("ids", [])]
         self.ids = list(dict.fromkeys([*(i for i in asked if i in played), *played]))
         self._records, self._runs, self._videos = records, runs, videos
         self.colours = {p: COLOURS[i % len(COLOURS)] for i, p in enumerate(self.policies)}

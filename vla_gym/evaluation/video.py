@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_gym.deps import require
+from vla_gym.video import write_h264
 
 __all__ = ["write_video"]
 
@@ -25,22 +26,9 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], fps: float) -> 
         fps: pictures per second.
     """
     ffmpeg = require("imageio_ffmpeg", "eval", "a video")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part.mp4")
-    height, width = frames[0].shape[:2]
-    writer = ffmpeg.write_frames(
-        str(temporary),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        ffmpeg_log_level="error",
-        output_params=["-crf", "24", "-preset", "fast", "-threads", "1", "-movflags", "+faststart"],
-    )
-    writer.send(None)  # starts ffmpeg
-    for frame in [*frames, *[frames[-1]] * round(HOLD_S * fps)]:
-        writer.send(np.ascontiguousarray(frame))
-    writer.close()
+    held = [*frames, *[frames[-1]] * round(HOLD_S * fps)]
+    size = frames[0].shape[0], frames[0].shape[1]
+    options = ["-crf", "24", "-preset", "fast", "-movflags", "+faststart"]
+    write_h264(ffmpeg, temporary, held, size, fps, options)
     temporary.replace(path)
