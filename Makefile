@@ -12,7 +12,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z%-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## Make .venv with the tested versions and check off-screen rendering
 	@scripts/setup.sh
@@ -39,6 +39,9 @@ format: setup ## Put the code into the common form
 
 bench: setup ## Measure speed and memory against the simulators' own path (ARGS=--quick: less)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+recipe-%: setup ## Reproduce a result from nothing (docs/recipes): recipe-bc-metaworld, ...
+	docs/recipes/$*.sh
 
 clean: ## Remove what the targets above have made, .venv too; not your own results
 	rm -rf .venv build dist results/demo *.egg-info .pytest_cache .ruff_cache .hypothesis

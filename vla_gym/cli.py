@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import functools
 import os
 import re
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from vla_gym import registration
 from vla_gym.deps import require
-from vla_gym.errors import InvalidOption
+from vla_gym.errors import InvalidOption, UnknownName
 
 if TYPE_CHECKING:
     from vla_gym.contract import SpecSheet
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vla_gym.evaluation.metrics import ChainSummary, Summary
     from vla_gym.evaluation.records import Record
     from vla_gym.suite import Entry, SimulatorInfo, Suite, Task
+    from vla_gym.train.rl import Evaluated
 
 __all__ = ["app"]
 
@@ -348,6 +350,82 @@ def collect_command(
         raise typer.Exit(EXIT_CRASHED)
 
 
+@app.command("train")
+@_plain_errors
+def train_command(
+    data: Annotated[
+        list[Path], typer.Option("--data", "-d", help="Data set (vla-gym collect). Repeatable.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run; an old one is continued.")],
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help="What is trained: a name, or a checkpoint.")
+    ] = "vla",
+    steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 10_000,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 5e-4,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0)] = 0,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="KEY=VALUE",
+            help="Of a new policy's config, e.g. vision=cnn or chunk=8. Repeatable.",
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other field of BCConfig, e.g. ema=0.999, augmentation.shift=0.1. Repeatable.",
+        ),
+    ] = None,
+    eval_every: Annotated[int, typer.Option(min=0, help="Steps; 0: at the end alone.")] = 0,
+    eval_episodes: Annotated[int, typer.Option(min=0, help="Per task; 0: none.")] = 20,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=1, help="Processes of the evaluation.")
+    ] = CORES,
+    keyword: Keywords = None,
+) -> None:
+    """Behaviour cloning: train a policy on demonstrations. Again: go on with the run.
+
+    On several GPUs: accelerate launch -m vla_gym.cli train ... The exit code is 0, or 2 if
+    something asked for is not possible.
+    """
+    from vla_gym.train.bc import BCConfig, train
+
+    settings = read_settings(setting or [])
+    fields: dict[str, Any] = {
+        "data": tuple(map(str, data)),
+        "out": str(out),
+        "policy": policy,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "model": read_keywords(model or []),
+        "eval_every": eval_every,
+        "eval_episodes": eval_episodes,
+        "eval_workers": workers,
+        "eval_keywords": read_keywords(keyword or []),
+    }
+    config = make_config(BCConfig, {**fields, **settings})
+    with _TrainingProgress(config.steps) as progress:
+        try:
+            result = train(config, progress.advance)
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print("interrupted; the same command goes on from the last state")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    ending = "stopped early" if result.stopped_early else "finished"
+    console.print(
+        f"{ending} after {result.steps} steps, best score {result.score:.3f}: {out / 'best'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 @app.command("replay")
 @_plain_errors
 def replay_command(
@@ -464,6 +542,153 @@ def demo_command(
     )
 
 
+@app.command("rlpd")
+@_plain_errors
+def rlpd_command(
+    env: Annotated[
+        list[str],
+        typer.Option("--env", "-e", help="Id, glob or benchmark, e.g. ML10-train. Repeatable."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run; an old one is continued.")],
+    demonstrations: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", help="Data set (vla-gym collect -k state=true)."),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option("--test", help="Tasks reported apart, e.g. ML10-test. Repeatable."),
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(metavar="POLICY", help="See its features, e.g. vla:RUN/best.")
+    ] = "",
+    algorithm: Annotated[str, typer.Option(help="SAC or TD3.")] = "SAC",
+    reward: Annotated[str, typer.Option(help="sparse (1 where solved) or native.")] = "sparse",
+    steps: Annotated[int, typer.Option(min=1, help="Of the envs, all together.")] = 30_000,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0)] = 0,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other field of RLPDConfig, e.g. updates_per_step=4. Repeatable.",
+        ),
+    ] = None,
+    keyword: Keywords = None,
+) -> None:
+    """SAC or TD3 from demonstrations, which are half of every batch. Again: go on with the run.
+
+    Evaluate with: vla-gym eval -p sb3:OUT/best.zip. The exit code is 0, or 2 if something asked
+    for is not possible.
+    """
+    from vla_gym.train.rlpd import RLPDConfig, train_rlpd
+
+    fields: dict[str, Any] = {
+        "ids": tuple(env),
+        "demonstrations": str(demonstrations or ""),
+        "test_ids": tuple(test or ()),
+        "encoder": encoder,
+        "algorithm": algorithm,
+        "reward": reward,
+        "steps": steps,
+        "seed": seed,
+        "keywords": read_keywords(keyword or []),
+    }
+    config = make_config(RLPDConfig, {**fields, **read_settings(setting or [])})
+    try:
+        result = train_rlpd(config, out, _print_evaluation)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from the last evaluation")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    console.print(f"wrote {result.best}", highlight=False, soft_wrap=True)
+
+
+@app.command("finetune")
+@_plain_errors
+def finetune_command(
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", "-c", help="What to begin from, e.g. vla:RUN/best.")
+    ],
+    env: Annotated[
+        list[str], typer.Option("--env", "-e", help="Id, glob or benchmark. Repeatable.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run; an old one is continued.")],
+    algorithm: Annotated[str, typer.Option(help="ppo or grpo.")] = "ppo",
+    steps: Annotated[int, typer.Option(min=1, help="Control steps, of all envs.")] = 300_000,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0)] = 0,
+    envs: Annotated[int, typer.Option(min=1, help="How many there are.")] = 16,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other field of FinetuneConfig, e.g. train=lora. Repeatable.",
+        ),
+    ] = None,
+    keyword: Keywords = None,
+) -> None:
+    """Reinforcement learning of a VLA, from a checkpoint. Again: go on with the run.
+
+    Evaluate with: vla-gym eval -p OUT/best. The exit code is 0, or 2 if something asked for is not
+    possible.
+    """
+    from vla_gym.train.rl import FinetuneConfig, Progress, finetune
+
+    fields: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "ids": tuple(env),
+        "out": str(out),
+        "algorithm": algorithm,
+        "steps": steps,
+        "seed": seed,
+        "envs": envs,
+        "keywords": read_keywords(keyword or []),
+    }
+    config = make_config(FinetuneConfig, {**fields, **read_settings(setting or [])})
+    with console.status("making envs") as status:
+
+        def advance(progress: Progress) -> None:
+            status.update(f"step {progress.step:,} of {progress.steps:,}")
+            if progress.evaluated is not None:
+                _print_evaluated(progress.evaluated)
+
+        try:
+            result = finetune(config, advance)
+        except KeyboardInterrupt:
+            status.stop()
+            console.print("interrupted; the same command goes on from the last evaluation")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    console.print(f"wrote {result.folder / 'best'}", highlight=False, soft_wrap=True)
+
+
+def _print_evaluated(found: Evaluated) -> None:
+    from vla_gym.evaluation.report import format_interval, format_rate
+
+    line = (
+        f"step {found.step:,}: {format_rate(found.rate)} solved, "
+        f"{format_interval(found.interval)}, n = {found.n}"
+    )
+    if len(found.rates) > 1:
+        tasks = (f"{i.removeprefix('VLA/')} {format_rate(r)}" for i, r in found.rates.items())
+        line += f" ({', '.join(tasks)})"
+    console.print(line, highlight=False)
+
+
+def _print_evaluation(numbers: Mapping[str, Any]) -> None:
+    """Print a line of metrics if it has an evaluation in it."""
+    from vla_gym.evaluation.report import format_rate
+
+    rates = [
+        f"{name} {format_rate(numbers[f'{name}/success'])}"
+        for name in ("eval", "test")
+        if f"{name}/success" in numbers
+    ]
+    if rates:
+        console.print(
+            f"step {numbers['step']}, {numbers['time']:.0f} s: {', '.join(rates)} solved",
+            highlight=False,
+        )
+
+
 def _print_diagnosis(diagnosis: Diagnosis) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("probe", no_wrap=True)
@@ -545,10 +770,40 @@ def read_keywords(items: Sequence[str]) -> dict[str, Any]:
     found = {}
     for item in items:
         key, equals, value = item.partition("=")
-        if not equals or not key.isidentifier():
-            raise InvalidOption(f"--keyword {item!r} is not key=value, e.g. image_size=224")
+        if not equals or not all(part.isidentifier() for part in key.split(".")):
+            raise InvalidOption(f"{item!r} is not key=value, e.g. image_size=224")
         found[key] = _read_value(value)
     return found
+
+
+def read_settings(items: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a config that KEY=VALUE and GROUP.KEY=VALUE name."""
+    found: dict[str, Any] = {}
+    for key, value in read_keywords(items).items():
+        group, dot, name = key.partition(".")
+        if dot:
+            found.setdefault(group, {})[name] = value
+        else:
+            found[key] = value
+    return found
+
+
+def make_config(cls: Any, values: Mapping[str, Any]) -> Any:
+    """Return a config dataclass of plain values; its own dataclasses are made of mappings.
+
+    Raises:
+        UnknownName: a field that it does not have.
+    """
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    found = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UnknownName("setting", name, sorted(known), cls.__name__)
+        inner = known[name].default_factory
+        if dataclasses.is_dataclass(inner) and isinstance(value, Mapping):
+            value = make_config(inner, value)
+        found[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**found)
 
 
 def _read_value(text: str) -> Any:
@@ -624,6 +879,44 @@ class _Progress:
             rate=f"{self._done / elapsed:.1f}/s" if elapsed else "",
             crashes=f"{self._crashed} crashed" if self._crashed else "",
         )
+
+
+class _TrainingProgress:
+    """A progress bar of updates, with the loss and what is being done."""
+
+    def __init__(self, steps: int) -> None:
+        from rich import progress as bars
+
+        self._bar = bars.Progress(
+            bars.TextColumn("training"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[numbers]}"),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("left"),
+            bars.TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=steps, numbers="")
+
+    def __enter__(self) -> _TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int, numbers: Mapping[str, Any]) -> None:
+        shown = " ".join(
+            f"{key} {numbers[key]:.4g}" for key in ("loss", "success") if key in numbers
+        )
+        self._bar.update(self._task, completed=step)
+        if shown:
+            self._bar.update(self._task, numbers=shown)
 
 
 def _finish(records: Iterable[Record], out: Path, title: str | None) -> None:

@@ -202,6 +202,8 @@ class Suite:
         reward: which native reward, with its version and range.
         keywords: `gym.make` keywords of this suite.
         options: name -> what `reset(options={name: ...})` means.
+        benchmarks: name of a published set of tasks, such as `"MT10"` -> names of those tasks. It
+            may stand wherever ids do (`find_ids`).
         protocol_options: reset options (plain JSON values) of the evaluation episode with this
             seed, for suites whose published protocol plays a fixed list of episodes; None: the seed
             alone decides.
@@ -217,6 +219,7 @@ class Suite:
     reward: str
     keywords: Mapping[str, Keyword] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    benchmarks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     protocol_options: Callable[[Task, int], Mapping[str, Any]] | None = None
     version: int = 0
 

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from vla_gym import PolicySpec, SpecSheet
+from vla_gym import PolicySpec, SpecSheet, make_policy
 from vla_gym.contract import EEF_PROPRIO
 from vla_gym.deps import require
 from vla_gym.errors import ContractMismatch, InvalidOption, UnknownName
@@ -78,7 +78,8 @@ def make_sb3_policy(
     What it must see is read from its observation space, so that `vla_gym.policy.connect` can check
     it and the evaluator can make the env that it needs. It may have been trained behind
     `gymnasium.wrappers.FilterObservation`; one with a flat observation must have seen `state`
-    alone.
+    alone. One that `vla_gym.train.rlpd` has trained on a VLA's features brings that VLA along: the
+    folder that its file names lies beside it.
 
     Loading runs pickled code of the file, as Stable-Baselines3 does: load only what you trust.
 
@@ -106,7 +107,8 @@ def make_sb3_policy(
     model = _load(_find_class(algorithm), file)
     _warn_of_normalizer(file, normalizer)
     normalize = None if normalizer is None else _load_normalizer(Path(normalizer), model)
-    return SB3Policy(model, name=file.name, normalizer=normalize)
+    encoder = _open_encoder(file, settings["encoder"]) if settings.get("encoder") else None
+    return SB3Policy(model, name=file.name, normalizer=normalize, encoder=encoder)
 
 
 class SB3Policy:
@@ -116,6 +118,8 @@ class SB3Policy:
         model: has `predict`, `observation_space` and `action_space`.
         name: for error texts.
         normalizer: a `VecNormalize` without an env, or None.
+        encoder: policy with `model.encode`, whose features (B, n) the model observes as `feature`;
+            None where it observes the env itself.
 
     Attributes:
         model: as given.
@@ -125,11 +129,16 @@ class SB3Policy:
         ContractMismatch: the model's spaces are not those of a `VLA/` env.
     """
 
-    def __init__(self, model: Any, *, name: str = "", normalizer: Any = None) -> None:
+    def __init__(
+        self, model: Any, *, name: str = "", normalizer: Any = None, encoder: Any = None
+    ) -> None:
         self.model = model
         self._name = name or type(model).__name__
-        self._normalizer = normalizer
-        self.spec = _read_spec(model.observation_space, model.action_space, self._name)
+        self._normalizer, self._encoder = normalizer, encoder
+        if encoder is None:
+            self.spec = _read_spec(model.observation_space, model.action_space, self._name)
+        else:
+            self.spec = encoder.spec
         self._random_state: Any = None  # of torch, None: the global generator goes on
 
     def for_env(self, sheet: SpecSheet) -> SB3Policy:
@@ -138,6 +147,9 @@ class SB3Policy:
         Raises:
             ContractMismatch: `state` or `proprio` of the env has another length.
         """
+        if self._encoder is not None:
+            self._encoder.for_env(sheet)
+            return self
         space = self.model.observation_space
         named = isinstance(space, spaces.Dict)
         read = space.spaces if named else {"state": space}
@@ -188,6 +200,8 @@ class SB3Policy:
 
     def _show(self, observation: dict[str, Any]) -> Any:
         """Return the part of a batch that the model reads, normalised, images in its layout."""
+        if self._encoder is not None:
+            observation = {"feature": _encode(self._encoder.model, observation)}
         space = self.model.observation_space
         keys = list(space.spaces) if isinstance(space, spaces.Dict) else ["state"]
         shown: Any = {key: np.asarray(observation[key]) for key in keys}
@@ -196,6 +210,29 @@ class SB3Policy:
         if self._normalizer is not None:
             shown = self._normalizer.normalize_obs(_arrange(shown, self._normalizer))
         return _arrange(shown, self.model)
+
+
+def _open_encoder(file: Path, folder: str) -> Any:
+    path = file.parent / folder
+    if not path.is_dir():
+        raise InvalidOption(
+            f"{file} was trained on the features of another model, whose checkpoint {path} is "
+            "missing: keep that folder beside the file"
+        )
+    return make_policy(str(path))
+
+
+def _encode(model: Any, observation: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return a model's features of a batch of observations, (B, n)."""
+    torch = require("torch", "sb3")
+    batch = {
+        key: torch.from_numpy(np.ascontiguousarray(value))
+        if isinstance(value, np.ndarray)
+        else value
+        for key, value in observation.items()
+    }
+    with torch.inference_mode():
+        return model.encode(batch).float().cpu().numpy()
 
 
 def _arrange(batch: Any, owner: Any) -> Any:

@@ -335,6 +335,9 @@ class Frames:
         store: as above.
         cache: folder of the copies; default `.cache` in the data set's folder. A copy belongs to
             the content of its data set; that of an older one is deleted.
+        image_size: of the pictures, which are resized (bilinear, averaged where they shrink): once
+            for `"unpacked"` and `"memory"`, whenever they are read for `"packed"`. None: as they
+            were recorded.
 
     Raises:
         InvalidOption: an argument is not valid.
@@ -352,9 +355,12 @@ class Frames:
         episodes: Sequence[int] | None = None,
         store: str = "packed",
         cache: str | os.PathLike[str] | None = None,
+        image_size: int | None = None,
     ) -> None:
         if history < 1 or future < 1:
             raise InvalidOption(f"history={history} and future={future} must be at least 1")
+        if image_size is not None and image_size < 1:
+            raise InvalidOption(f"image_size={image_size} must be at least 1")
         if store not in STORES:
             raise InvalidOption(f"store={store!r} must be one of {STORES}")
         known = [layout.key_of(key) for key in dataset.features if key.startswith("observation.")]
@@ -369,7 +375,7 @@ class Frames:
         self.keys, self.columns = keys, list(columns)
         self.episodes = list(chosen)
         self._pictures = {
-            key: _PictureStore(dataset, layout.column_of(key), store, cache)
+            key: _PictureStore(dataset, layout.column_of(key), store, cache, image_size)
             for key in keys
             if key in dataset.picture_keys
         }
@@ -428,16 +434,25 @@ class _PictureStore:
     """The pictures of one column, by frame, in one of `STORES`; opened at the first use."""
 
     def __init__(
-        self, dataset: Dataset, column: str, store: str, cache: str | os.PathLike[str] | None
+        self,
+        dataset: Dataset,
+        column: str,
+        store: str,
+        cache: str | os.PathLike[str] | None,
+        size: int | None,
     ) -> None:
         self._dataset, self._column = dataset, column
-        self._shape = tuple(dataset.features[column]["shape"])
+        self._recorded = tuple(dataset.features[column]["shape"])
+        self._shape = self._recorded if size is None else (size, size, 3)
         packed = store == "packed" and dataset.features[column]["dtype"] == "image"
         self._store = "packed" if packed else "unpacked" if store == "packed" else store
         folder = dataset.folder / ".cache" if cache is None else Path(cache)
-        self._name = f"{dataset.folder.name}.{column}."
+        resized = "" if packed or self._shape == self._recorded else f"{size}."
+        self._name = f"{dataset.folder.name}.{column}.{resized}"
         ending = "arrow" if packed else "npy"
-        self._path = folder / f"{self._name}{_name_content(dataset)}.{ending}"
+        content = _name_content(dataset)
+        self._path = folder / f"{self._name}{content}.{ending}"
+        self._others = f"{self._name}{'[0-9a-f]' * len(content)}.{ending}"
         self._opened: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -454,23 +469,22 @@ class _PictureStore:
             found = np.empty((len(flat), *self._shape), np.uint8)
             for place, frame in enumerate(flat):
                 picture = layout.decode_png(self._opened[int(frame)].as_py(), where)
-                if picture.shape != self._shape:
+                if picture.shape != self._recorded:
                     raise InvalidDataset(
-                        f"{where}: frame {frame} has the shape {picture.shape}, not {self._shape}"
+                        f"{where}: frame {frame} has the shape {picture.shape}, not "
+                        f"{self._recorded}"
                     )
-                found[place] = picture
+                found[place] = _resize(picture, self._shape)
         else:
             found = np.asarray(self._opened[flat])
         return found.reshape(*frames.shape, *self._shape)
 
     def _open(self) -> Any:
         if self._store == "memory":
-            return np.concatenate(
-                [self._dataset._read_pictures(e, self._column) for e in self._dataset.episodes]
-            )
+            return np.concatenate([self._read_episode(e) for e in self._dataset.episodes])
         if not self._path.exists():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            for old in self._path.parent.glob(f"{self._name}*{self._path.suffix}"):
+            for old in self._path.parent.glob(self._others):
                 old.unlink(missing_ok=True)
             temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
             try:
@@ -497,10 +511,22 @@ class _PictureStore:
         count = self._dataset.frames_count
         pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (count, *self._shape))
         for episode in self._dataset.episodes:
-            pixels[episode.start : episode.stop] = self._dataset._read_pictures(
-                episode, self._column
-            )
+            pixels[episode.start : episode.stop] = self._read_episode(episode)
         pixels.flush()
+
+    def _read_episode(self, episode: EpisodeRow) -> NDArray[np.uint8]:
+        pictures = self._dataset._read_pictures(episode, self._column)
+        if self._shape == self._recorded:
+            return pictures
+        return np.stack([_resize(picture, self._shape) for picture in pictures])
+
+
+def _resize(picture: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    if picture.shape == shape:
+        return picture
+    image = require("PIL.Image", "data", "pictures of another size")
+    height, width = shape[:2]
+    return np.asarray(image.fromarray(picture).resize((width, height), image.Resampling.BILINEAR))
 
 
 def _name_content(dataset: Dataset) -> str:

@@ -154,7 +154,8 @@ def find_ids(patterns: Iterable[str]) -> list[str]:
     """Return the registered ids that the patterns name, each once, in the order of the patterns.
 
     A pattern is an id, with or without `VLA/` and its version, or a glob such as `"MetaWorld-*"`;
-    `"module:id"` imports the module first, as `gym.make` does.
+    `"module:id"` imports the module first, as `gym.make` does. The name of a benchmark, such as
+    `"MT10"` or `"ML10-train"` (`Suite.benchmarks`), stands for its tasks.
 
     Raises:
         InvalidOption: a pattern names nothing; the message has the nearest ids.
@@ -165,9 +166,10 @@ def find_ids(patterns: Iterable[str]) -> list[str]:
         if colon:
             importlib.import_module(module)
         ids = registration.list_ids()
-        matches = [env_id for env_id in ids if _names(name, env_id)]
+        benchmarks = _list_benchmarks()
+        matches = benchmarks.get(name.upper()) or [i for i in ids if _names(name, i)]
         if not matches:
-            raise InvalidOption(_unknown_id(name, ids))
+            raise InvalidOption(_unknown_id(name, ids, benchmarks))
         found.update(dict.fromkeys(module + colon + env_id for env_id in matches))
     return list(found)
 
@@ -182,11 +184,21 @@ def _unversioned(name: str) -> str:
     return re.sub(r"-v\d+$", "", name)
 
 
-def _unknown_id(name: str, ids: list[str]) -> str:
+def _list_benchmarks() -> dict[str, list[str]]:
+    """Return the ids of each benchmark, by its name in capitals."""
+    return {
+        name.upper(): [suite.id(task) for task in tasks]
+        for suite in registration.list_suites()
+        for name, tasks in suite.benchmarks.items()
+    }
+
+
+def _unknown_id(name: str, ids: list[str], benchmarks: Iterable[str]) -> str:
     short = {_unversioned(env_id.removeprefix("VLA/")): env_id for env_id in ids}
     folded = {key.lower(): key for key in short}
     asked = _unversioned(name.removeprefix("VLA/")).lower().replace("_", "")
     near = [folded[key] for key in difflib.get_close_matches(asked, folded, n=3, cutoff=0.5)]
+    near += [known for known in benchmarks if known.startswith(name.upper())]
     hint = f" Nearest: {', '.join(near)}." if near else ""
     return f"no id is named {name!r}.{hint} `vla-gym list` shows all {len(ids)} ids."
 

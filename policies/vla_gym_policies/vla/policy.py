@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from vla_gym import PolicySpec, SpecSheet
 from vla_gym.errors import ContractMismatch, InvalidOption, UnknownName
 from vla_gym.policy import Chunker
-from vla_gym_policies.vla.checkpoint import load_checkpoint
+from vla_gym_policies.vla.checkpoint import load_checkpoint, save_checkpoint
 from vla_gym_policies.vla.config import VLAConfig
 from vla_gym_policies.vla.language import SentenceTable
 from vla_gym_policies.vla.model import VLAModel, make_model
+from vla_gym_policies.vla.statistics import Statistics
 
 __all__ = ["VLAPolicy", "make_policy_from"]
 
@@ -41,7 +43,8 @@ class VLAPolicy:
 
     Args:
         model: to play; it is put to eval mode.
-        execute: actions taken of each chunk. None: all. See `vla_gym.policy.Chunker`.
+        execute: actions taken of each chunk. None: as the model's config says. See
+            `vla_gym.policy.Chunker`.
         ensemble: exponent of temporal ensembling, then a chunk is predicted at each step.
         device: such as `"cpu"` or `"cuda"`.
         dtype: `"float32"`, or `"bfloat16"` by autocast: the weights stay as they are.
@@ -75,13 +78,22 @@ class VLAPolicy:
         self.model = model.to(device).eval()
         if compile:
             self.model.compile_parts()
+        if execute is None and ensemble is None:
+            execute = model.config.execute
         self._chunker = Chunker(execute, ensemble)
         self._dtype = DTYPES[dtype]
         self._generator = torch.Generator()
         config = model.config
         self._keys = tuple(f"rgb_{camera}" for camera in config.cameras)
+        self._read = (
+            *self._keys,
+            *(("proprio",) if config.proprio_dim else ()),
+            *(("state",) if config.state_dim else ()),
+            "instruction",
+        )
         self.spec = PolicySpec(
             cameras=config.cameras,
+            state=True if config.state_dim else None,
             proprio="eef" if config.proprio_dim else None,
             action_mode="ee_delta",
             action_dim=config.action_dim,
@@ -108,6 +120,25 @@ class VLAPolicy:
             )
         return self
 
+    @property
+    def history(self) -> int:
+        """Frames of each view that it sees."""
+        return self.model.config.history
+
+    @property
+    def chunk(self) -> int:
+        """Actions that it predicts at once."""
+        return self.model.config.chunk
+
+    @property
+    def image_size(self) -> int:
+        """Pixels to which it resizes pictures, 0 where it sees none."""
+        return max((encoder.size for encoder in self.model.vision.values()), default=0)
+
+    def save(self, folder: str | Path, sheets: Sequence[SpecSheet | dict[str, Any]] = ()) -> None:
+        """Write a checkpoint that `make_policy` opens; see `checkpoint.save_checkpoint`."""
+        save_checkpoint(folder, self.model, sheets)
+
     def set_random_seed(self, seed: int) -> None:
         """Seed the draws of `deterministic=False`; no global generator is touched."""
         self._generator.manual_seed(seed)
@@ -123,9 +154,9 @@ class VLAPolicy:
 
         Args: see `vla_gym.Policy`.
         """
-        seen = {key: observation[key] for key in (*self._keys, "proprio", "instruction")}
+        seen = {key: observation[key] for key in self._read}
         frames: Frames = {}
-        if self.model.config.history > 1:
+        if self.model.config.history > 1 and self._keys:
             frames = self._remember(seen, state.frames if state else {}, episode_start)
             seen |= frames
         actions, chunks = self._chunker.predict(
@@ -141,7 +172,7 @@ class VLAPolicy:
     ) -> Frames:
         """Return the last frames of each env; where an episode begins, its first one repeated."""
         now = {key: np.asarray(seen[key]) for key in self._keys}
-        count = len(now[self._keys[0]])
+        count = len(next(iter(now.values())))
         goes_on = np.ones(count, bool)
         if episode_start is not None:
             goes_on = ~np.asarray(episode_start, bool)
@@ -157,7 +188,7 @@ class VLAPolicy:
         config = self.model.config
         noise = None
         if not deterministic:
-            shape = (len(seen["proprio"]), config.chunk, config.action_dim)
+            shape = (len(seen["instruction"]), config.chunk, config.action_dim)
             noise = torch.randn(shape, generator=self._generator).to(self.model.device)
         batch = {
             key: value if key == "instruction" else torch.from_numpy(np.ascontiguousarray(value))
@@ -174,7 +205,11 @@ class VLAPolicy:
 
 
 def make_policy_from(
-    path: str | Path, config: VLAConfig | None, random_weights: bool, **keywords: Any
+    path: str | Path,
+    config: VLAConfig | Mapping[str, Any] | None,
+    statistics: Statistics | Mapping[str, Any] | None,
+    random_weights: bool,
+    **keywords: Any,
 ) -> VLAPolicy:
     """Return the policy of a checkpoint or of a new model; see `make_vla_policy`."""
     if bool(str(path)) == (config is not None):
@@ -185,4 +220,8 @@ def make_policy_from(
         )
     if config is None:
         return VLAPolicy(load_checkpoint(path), **keywords)
-    return VLAPolicy(make_model(config, random_weights=random_weights), **keywords)
+    if isinstance(config, Mapping):
+        config = VLAConfig.from_dict(config)
+    if isinstance(statistics, Mapping):
+        statistics = Statistics.from_dict(statistics)
+    return VLAPolicy(make_model(config, statistics, random_weights=random_weights), **keywords)

@@ -76,22 +76,28 @@ class Statistics:
     Attributes:
         proprio, action: summaries.
         count: steps that they were taken from, 0 for `identity`.
+        state: summary of the privileged state, for a model that reads it.
     """
 
     proprio: Summary
     action: Summary
     count: int
+    state: Summary | None = None
 
     @classmethod
-    def of(cls, proprio: ArrayLike, action: ArrayLike) -> Statistics:
-        """Return the statistics of steps: proprio (N, n) and actions (N, action_dim)."""
+    def of(
+        cls, proprio: ArrayLike, action: ArrayLike, state: ArrayLike | None = None
+    ) -> Statistics:
+        """Return the statistics of steps: proprio (N, n), actions (N, action_dim), state (N, m)."""
         action = np.asarray(action)
-        return cls(Summary.of(proprio), Summary.of(action), len(action))
+        privileged = None if state is None else Summary.of(state)
+        return cls(Summary.of(proprio), Summary.of(action), len(action), privileged)
 
     @classmethod
-    def identity(cls, proprio_dim: int, action_dim: int) -> Statistics:
+    def identity(cls, proprio_dim: int, action_dim: int, state_dim: int = 0) -> Statistics:
         """Return the statistics by which nothing changes."""
-        return cls(Summary.identity(proprio_dim), Summary.identity(action_dim), 0)
+        state = Summary.identity(state_dim) if state_dim else None
+        return cls(Summary.identity(proprio_dim), Summary.identity(action_dim), 0, state)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the statistics as plain JSON."""
@@ -100,8 +106,9 @@ class Statistics:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Statistics:
         """Return the statistics of `to_dict`; KeyError or TypeError where it is none."""
-        proprio, action = (
-            Summary(**{name: tuple(column) for name, column in values[key].items()})
-            for key in ("proprio", "action")
-        )
-        return cls(proprio, action, int(values["count"]))
+
+        def read(key: str) -> Summary:
+            return Summary(**{name: tuple(column) for name, column in values[key].items()})
+
+        state = read("state") if values.get("state") else None
+        return cls(read("proprio"), read("action"), int(values["count"]), state)

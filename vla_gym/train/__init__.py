@@ -1,0 +1,1 @@
+"""Training: behaviour cloning (`bc`), and reinforcement learning from what it has learned."""
