@@ -419,6 +419,8 @@ def train_command(
             console.print("interrupted; the same command goes on from the last state")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     ending = "stopped early" if result.stopped_early else "finished"
+    if not _is_first_process():
+        return
     console.print(
         f"{ending} after {result.steps} steps, best score {result.score:.3f}: {out / 'best'}",
         highlight=False,
@@ -678,9 +680,9 @@ def _print_evaluation(numbers: Mapping[str, Any]) -> None:
     from vla_gym.evaluation.report import format_rate
 
     rates = [
-        f"{name} {format_rate(numbers[f'{name}/success'])}"
-        for name in ("eval", "test")
-        if f"{name}/success" in numbers
+        f"{name} {format_rate(numbers[f'{prefix}success'])}"
+        for name, prefix in (("eval", ""), ("test", "test/"))
+        if f"{prefix}success" in numbers
     ]
     if rates:
         console.print(
@@ -802,6 +804,8 @@ def make_config(cls: Any, values: Mapping[str, Any]) -> Any:
         inner = known[name].default_factory
         if dataclasses.is_dataclass(inner) and isinstance(value, Mapping):
             value = make_config(inner, value)
+        if isinstance(value, str) and isinstance(known[name].default, tuple):
+            value = (value,)  # one of what may be several
         found[name] = tuple(value) if isinstance(value, list) else value
     return cls(**found)
 
@@ -882,7 +886,7 @@ class _Progress:
 
 
 class _TrainingProgress:
-    """A progress bar of updates, with the loss and what is being done."""
+    """A progress bar of updates, with the loss; of several processes, the first one's."""
 
     def __init__(self, steps: int) -> None:
         from rich import progress as bars
@@ -897,6 +901,7 @@ class _TrainingProgress:
             bars.TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not _is_first_process(),
         )
         self._task = self._bar.add_task("", total=steps, numbers="")
 
@@ -911,12 +916,14 @@ class _TrainingProgress:
         self._bar.stop()
 
     def advance(self, step: int, numbers: Mapping[str, Any]) -> None:
-        shown = " ".join(
-            f"{key} {numbers[key]:.4g}" for key in ("loss", "success") if key in numbers
-        )
         self._bar.update(self._task, completed=step)
-        if shown:
-            self._bar.update(self._task, numbers=shown)
+        if "loss" in numbers:
+            self._bar.update(self._task, numbers=f"loss {numbers['loss']:.4g}")
+
+
+def _is_first_process() -> bool:
+    """Return whether this is the first of the processes that `accelerate launch` has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _finish(records: Iterable[Record], out: Path, title: str | None) -> None:

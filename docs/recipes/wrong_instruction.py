@@ -15,8 +15,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import vla_gym
 from vla_gym.cli import read_keywords
 from vla_gym.evaluation.evaluate import evaluate, find_ids
@@ -47,7 +45,7 @@ class Told:
         deterministic: bool = True,
     ) -> tuple[Any, Any]:
         """Predict with the instruction replaced."""
-        count = len(np.asarray(observation["proprio"]))
+        count = len(observation["instruction"])
         told = {**observation, "instruction": [self._instruction] * count}
         return self._policy.predict(told, state, episode_start, deterministic)
 

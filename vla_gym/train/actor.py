@@ -2,13 +2,14 @@
 
 The model is `policy.model` of a learner such as `make_policy("vla:FOLDER")`. Beyond `Learner`, it
 has `look(batch) -> camera -> maps`, `read(batch) -> texts`, `fuse(maps, texts, batch) -> features`,
-`encode(batch)`, `act(features) -> chunks (B, chunk, n)`, `vision`, `language`, and `config` with
-`cameras`, `proprio_dim` and `state_dim`.
+`encode(batch)`, `act(features) -> chunks (B, chunk, n)`, `vision`, `language`, and `config`, a
+dataclass with `cameras`, `proprio_dim`, `state_dim` and `execute`.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -46,10 +47,12 @@ class Actor(nn.Module):
             `"frozen-vision"`: all but the vision encoders; `"head"`: the action head alone;
             `"lora"`: low-rank changes of all linear layers but those of encoders. The language
             encoder stays as it is.
-        execute: actions of a chunk that are taken.
+        execute: actions of a chunk that are taken, also by the checkpoints that it saves.
         std: deviation at first, in the action's units.
         rank: of `"lora"`.
         reference: whether distances to the policy as it is now will be asked for.
+        correlation: of what exploration adds to successive actions of a chunk, in [0, 1).
+            Independent additions cancel each other within a chunk, and the hand stays where it was.
         moves: places of the entries of an action that the envs follow. The others are no part of
             the distribution: Meta-World's three rotations would be noise alone, in the ratio of
             probabilities too. None: all.
@@ -69,6 +72,7 @@ class Actor(nn.Module):
         std: float,
         rank: int = 8,
         reference: bool = True,
+        correlation: float = 0.0,
         moves: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -80,9 +84,17 @@ class Actor(nn.Module):
                 "predicts at once"
             )
         self.model, self._train, self.execute = policy.model, train, execute
+        # What it saves plays as it was trained, where nothing else is said.
+        self.model.config = dataclasses.replace(self.model.config, execute=execute)
         self._entries = int(policy.spec.action_dim)
         self._moves = list(range(self._entries)) if moves is None else list(moves)
         self.size = execute * len(self._moves)
+        # The action is white: the envs' is its product with a factor of the correlation.
+        times = torch.arange(execute)
+        correlated = torch.tensor(correlation) ** (times[:, None] - times).abs()
+        factor = torch.linalg.cholesky(correlated)
+        self._factor = factor.numpy()
+        self._whiten = nn.Buffer(torch.linalg.inv(factor), persistent=False)
         self._std = math.log(std)
         self.log_std = nn.Parameter(torch.full((self.size,), self._std))
         self._policy = copy.copy(policy)
@@ -148,18 +160,19 @@ class Actor(nn.Module):
         return Independent(Normal(mean, self.log_std.exp().expand_as(mean)), 1)
 
     def expand(self, actions: Any) -> Any:
-        """Return actions (B, execute * n) as the envs take them, of its own (B, size): with zeros.
+        """Return actions (B, execute * n) in [-1, 1] as the envs take them, of its own (B, size).
 
         Args:
             actions: array.
         """
         full = np.zeros((len(actions), self.execute, self._entries), np.float32)
-        full[..., self._moves] = np.reshape(actions, (len(actions), self.execute, -1))
+        white = np.reshape(actions, (len(actions), self.execute, -1))
+        full[..., self._moves] = np.clip(self._factor @ white, -1, 1)
         return full.reshape(len(actions), -1)
 
     def _take(self, chunk: Tensor) -> Tensor:
         """Return what of a chunk (B, chunk, n) is its action, (B, size)."""
-        return chunk[:, : self.execute, self._moves].flatten(1)
+        return (self._whiten @ chunk[:, : self.execute, self._moves]).flatten(1)
 
     def divergence(self, distribution: Independent, seen: Seen) -> Tensor:
         """Return the Kullback-Leibler divergence from the policy as it was at first, (B,).
@@ -250,8 +263,8 @@ class _LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         rows, columns = weight.shape
-        self.a = nn.Parameter(torch.randn(rank, columns) / math.sqrt(columns))
-        self.b = nn.Parameter(torch.zeros(rows, rank))
+        self.a = nn.Parameter((torch.randn(rank, columns) / math.sqrt(columns)).to(weight))
+        self.b = nn.Parameter(weight.new_zeros(rows, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.b @ self.a

@@ -24,6 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from vla_gym.data import Dataset
@@ -33,6 +34,7 @@ from vla_gym.errors import InvalidOption, UnknownName
 from vla_gym.evaluation.evaluate import evaluate, find_ids
 from vla_gym.evaluation.metrics import summarize
 from vla_gym.evaluation.records import plain_id
+from vla_gym.policy import connect
 from vla_gym.train.batches import EVERYTHING, Augmentation, Batches, Windows, split_episodes
 from vla_gym.train.curriculum import Curriculum
 from vla_gym.train.learner import Learner, make_learner
@@ -90,10 +92,14 @@ class BCConfig:
         store: how pictures are read: `"unpacked"`, `"packed"` or `"memory"` (`Frames`).
         workers: processes that prepare batches. 0: the trainer itself.
         threads: of torch in each process. 0: torch's own choice.
-        validation: share of each task's episodes that is held out for the validation loss.
+        validation: share of each task's episodes that is held out for the validation loss, which
+            is that of the training data where none is.
         eval_every: steps between evaluations. 0: at the end alone.
         eval_episodes: of each task; 0: it is not evaluated in envs, only by validation loss.
-        eval_seed: of the first episode. Demonstrations of these seeds are refused.
+        eval_seed: of the first episode. Demonstrations of these seeds are refused. The best
+            checkpoint is chosen by these episodes: score it on others. Where a suite's protocol has
+            a list of episodes that seeds go round, such as Meta-World's goals, others have other
+            remainders or another list.
         eval_ids: ids to evaluate on. (): those of the data.
         eval_keywords: of `gym.make`, beside those that all demonstrations share.
         eval_workers: processes.
@@ -151,6 +157,7 @@ class BCConfig:
             if tracker not in ("tensorboard", "wandb"):
                 raise UnknownName("tracker", tracker, ("tensorboard", "wandb"), "BCConfig")
         least = {name: 1 for name in ("steps", "batch_size", "checkpoint_every", "log_every")}
+        least |= dict.fromkeys(("eval_workers",), 1)
         least |= dict.fromkeys(("warmup", "workers", "threads", "eval_every", "eval_episodes"), 0)
         least |= dict.fromkeys(("eval_seed", "patience", "seed", "weight_decay", "grad_clip"), 0)
         for name, smallest in least.items():
@@ -222,7 +229,14 @@ class _Trainer:
             torch.set_num_threads(config.threads)
         self.config, self.on_progress = config, on_progress
         datasets = [Dataset(folder) for folder in config.data]
-        self.run_folder = Run(config.out, config.to_dict(), FREE)
+        self.accelerator: Any = accelerate.Accelerator(
+            mixed_precision=config.precision,
+            log_with=list(config.trackers) or None,
+            project_dir=config.out,
+            kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=EVALUATION_LIMIT)],
+        )
+        with self.accelerator.main_process_first():  # which writes the folder that others find
+            self.run_folder = Run(config.out, config.to_dict(), FREE)
         self.sheets = [s["spec_sheet"] for d in datasets for s in d.settings if "spec_sheet" in s]
         torch.manual_seed(config.seed)
         self.learner: Learner = _make(config, datasets)
@@ -234,12 +248,7 @@ class _Trainer:
         self.ids = _find_eval_ids(config, datasets)
         self.lengths = _mean_lengths(datasets)
         self.eval_keywords = {**_shared_keywords(datasets), **config.eval_keywords}
-        self.accelerator: Any = accelerate.Accelerator(
-            mixed_precision=config.precision,
-            log_with=list(config.trackers) or None,
-            project_dir=config.out,
-            kwargs_handlers=[accelerate.InitProcessGroupKwargs(timeout=EVALUATION_LIMIT)],
-        )
+        _check_envs(self.learner, self.ids, self.eval_keywords)
         model = self.learner.model.to(self.accelerator.device).train()
         groups = model.parameter_groups(config.learning_rate, config.encoder_learning_rate)
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
@@ -443,7 +452,7 @@ class _Trainer:
             self.run_folder.rewind(self.step)
         self.accelerator.wait_for_everyone()
         if self.config.trackers:
-            purge = {"tensorboard": {"purge_step": self.step}} if self.step else {}
+            purge = {"tensorboard": {"purge_step": self.step + 1}} if self.step else {}
             self.accelerator.init_trackers("tensorboard", init_kwargs=purge)
 
 
@@ -497,6 +506,7 @@ class _Mean:
 
 def _make(config: BCConfig, datasets: Sequence[Dataset]) -> Learner:
     """Return what is to be trained: from a checkpoint, or new, for the shapes of the data."""
+    features = _shared_features(datasets)
     if ":" in config.policy or Path(config.policy).is_dir():
         if config.model:
             raise InvalidOption(
@@ -504,13 +514,17 @@ def _make(config: BCConfig, datasets: Sequence[Dataset]) -> Learner:
                 "checkpoint, whose shape stands. Leave one of them out"
             )
         return make_learner(config.policy)
-    features = _shared_features(datasets)
     model = dict(config.model)
     cameras = tuple(key.removeprefix("rgb_") for key in datasets[0].picture_keys)
     model.setdefault("cameras", cameras)
     model.setdefault("proprio_dim", features["observation.state"]["shape"][0])
     model["action_dim"] = features["action"]["shape"][0]
     if model.get("state_dim") or not model["cameras"]:
+        if "observation.environment_state" not in features:
+            raise InvalidOption(
+                f"model={dict(config.model)} needs the privileged state, and {config.data[0]} has "
+                "none: collect it with -k state=true, or name cameras"
+            )
         model["state_dim"] = features["observation.environment_state"]["shape"][0]
     keys = ("proprio", "action", *(("state",) if model.get("state_dim") else ()))
     return make_learner(config.policy, config=model, statistics=_summarize(datasets, keys))
@@ -562,6 +576,21 @@ def _find_eval_ids(config: BCConfig, datasets: Sequence[Dataset]) -> list[str]:
                 f"{env_id} are demonstrations, the first has seed {shared[0]}. Choose other seeds"
             )
     return ids
+
+
+def _check_envs(learner: Learner, ids: Sequence[str], keywords: Mapping[str, Any]) -> None:
+    """Raise what the first evaluation would, hours later, if an env does not fit.
+
+    Raises:
+        ContractMismatch: the policy does not fit an env.
+        InvalidOption: a keyword is not valid.
+    """
+    for env_id in ids:
+        env = gym.make(env_id, **{**learner.spec.env_keywords(), **keywords})  # starts no simulator
+        try:
+            connect(learner, env.unwrapped.spec_sheet)  # type: ignore[attr-defined]  # ours
+        finally:
+            env.close()
 
 
 def _mean_lengths(datasets: Sequence[Dataset]) -> dict[str, float]:

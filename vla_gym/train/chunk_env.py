@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 
 from vla_gym.vector import VLAVectorEnv
 
-__all__ = ["ChunkEnv", "Played", "make_chunk_envs", "play"]
+__all__ = ["SEEDS", "ChunkEnv", "Played", "make_chunk_envs", "play"]
+
+SEEDS = 2**24, 2**31
+"""Of training episodes: never one of the small numbers that evaluations have."""
 
 Act = Callable[[dict[str, Any]], tuple[NDArray[np.float32], Sequence[Any]]]
 """Observation of B envs -> actions (B, execute * n), and what of each row is to be remembered."""

@@ -19,13 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_gym.train.actor import Actor, Seen
-from vla_gym.train.chunk_env import Played, play
+from vla_gym.train.chunk_env import SEEDS, Played, play
 from vla_gym.vector import VLAVectorEnv
 
 __all__ = ["GRPOTrainer", "find_advantages"]
-
-SEEDS = 2**24, 2**31
-"""Of starts: never one of the small numbers that evaluations have."""
 
 
 class _Chunk(NamedTuple):
@@ -128,7 +125,7 @@ class GRPOTrainer:
             _Chunk({key: value[i] for key, value in seen.items()}, actions[i], log_probs[i])
             for i in range(len(actions))
         ]
-        return self._actor.expand(actions.clamp(-1, 1).cpu().numpy()), rows
+        return self._actor.expand(actions.cpu().numpy()), rows
 
     def _learn(self, chosen: Iterable[tuple[Played, float]]) -> dict[str, float]:
         """Take the epochs over the chunks of episodes with an advantage; return numbers to log."""

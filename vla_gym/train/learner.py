@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +79,3 @@ def make_learner(name: str, **keywords: Any) -> Any:
             '(vla_gym.train.learner.Learner). "vla" has'
         )
     return policy
-
-
-Statistics = Mapping[str, Any]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vla_gym.deps import require
 from vla_gym.train.actor import Actor, Critic, Seen, to_numpy
+from vla_gym.train.chunk_env import SEEDS
 from vla_gym.vector import VLAVectorEnv
 
 require("stable_baselines3", "train", "fine-tuning by PPO")
@@ -35,7 +36,7 @@ class SeenEnvs(VecEnv):
     Args:
         envs: of `vla_gym.train.chunk_env.make_chunk_envs`.
         actor: looks at them.
-        seed: of the first episodes.
+        seed: of the episodes.
         success_bonus: added to the reward of a chunk that ends in success.
 
     Attributes:
@@ -49,18 +50,24 @@ class SeenEnvs(VecEnv):
         self._envs, self._actor, self._bonus = envs, actor, success_bonus
         self.control_steps = 0
         self.ended: list[bool] = []
-        self.restart(seed)
+        self._rng = np.random.default_rng(seed)
+        self.restart()
         space: dict[str, spaces.Space[Any]] = {
             key: spaces.Box(*_bounds(value.dtype), value.shape[1:], value.dtype.type)
             for key, value in self._seen.items()
         }
-        actions = spaces.Box(-1.0, 1.0, (actor.size,), np.float32)
+        actions = spaces.Box(-1e3, 1e3, (actor.size,), np.float32)  # `expand` clips
         super().__init__(envs.num_envs, spaces.Dict(space), actions)
 
-    def restart(self, seed: int | None = None) -> None:
-        """Start new episodes, from the envs' own random streams."""
+    def restart(self) -> None:
+        """Start new episodes.
+
+        They are seeded anew: an evaluation leaves the envs' random streams where its last episodes
+        did, each time in the same place.
+        """
         self._envs.set_attr("seeds", None)
-        self._seen = self._see(self._envs.reset(seed=seed)[0])
+        seeds = self._rng.integers(*SEEDS, self._envs.num_envs).tolist()
+        self._seen = self._see(self._envs.reset(seed=seeds)[0])
 
     def reset(self) -> dict[str, NDArray[Any]]:
         """Return what is seen now; `restart` has begun the episodes."""

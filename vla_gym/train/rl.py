@@ -48,6 +48,13 @@ ABOVE_ZERO = ("std", "learning_rate", "critic_learning_rate", "clip", "max_grad_
 OWN = ("cameras", "state", "action_mode", "proprio", "instruction", "image_size")
 """Keywords of `gym.make` that follow from the policy; `image_size` may be given."""
 
+SET = {
+    "reward": "is the setting reward=",
+    "max_episode_steps": "is the setting max_steps=",
+    "terminate_on_success": "is always true in training",
+}
+"""Keywords of `gym.make` that the trainer gives."""
+
 FREE = ("steps", "workers", "device")
 """What may be changed as a run is continued."""
 
@@ -67,13 +74,14 @@ class FinetuneConfig:
         workers: processes for them; None follows from the cores.
         keywords: of `gym.make`, such as `image_size`, which should be as in behaviour cloning.
         max_steps: horizon of every task [control steps]; None: its own.
-        execute: actions taken of each chunk; None: all.
+        execute: actions taken of each chunk; None: as many as the checkpoint takes.
         device: such as `"cpu"` or `"cuda"`.
 
         train: what is trained: `"all"`, `"frozen-vision"` (all but the encoders), `"head"` or
             `"lora"`; see `vla_gym.train.actor.Actor`.
         rank: of `"lora"`.
         std: deviation of exploration at first, in the action's units: 1 is the largest motion.
+        correlation: of what it adds to successive actions of a chunk, in [0, 1).
         learning_rate: of the actor.
         clip: most relative change of a chunk's probability that is rewarded.
         kl: weight of the divergence from the first policy; 0: it is not even computed.
@@ -121,6 +129,7 @@ class FinetuneConfig:
     train: str = "frozen-vision"
     rank: int = 8
     std: float = 0.2
+    correlation: float = 0.0
     learning_rate: float = 1e-4
     clip: float = 0.2
     kl: float = 0.01
@@ -160,6 +169,8 @@ class FinetuneConfig:
         for name in ("gamma", "gae_lambda"):
             if not 0 < getattr(self, name) <= 1:
                 raise InvalidOption(f"{name}={getattr(self, name)!r} must be in (0, 1]")
+        if not 0 <= self.correlation < 1:
+            raise InvalidOption(f"correlation={self.correlation!r} must be in [0, 1)")
         if self.kl < 0:
             raise InvalidOption(f"kl={self.kl!r} must be at least 0")
         if isinstance(self.ids, str) or not self.ids:
@@ -167,6 +178,9 @@ class FinetuneConfig:
         for name in OWN:
             if name in self.keywords and name != "image_size":
                 raise InvalidOption(f"the keyword {name!r} follows from the policy: leave it out")
+        for name, why in SET.items():
+            if name in self.keywords:
+                raise InvalidOption(f"the keyword {name!r} {why}: leave it out")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain JSON."""
@@ -261,17 +275,18 @@ def finetune(
     actor = Actor(
         policy,
         train=config.train,
-        execute=config.execute or policy.chunk,
+        execute=config.execute or policy.model.config.execute or policy.chunk,
         std=config.std,
         rank=config.rank,
         reference=config.kl > 0,
+        correlation=config.correlation,
         moves=_find_moves(sheets),
-    )
+    ).to(config.device)
     run = Run(config.out, config.to_dict(), FREE)
     state = run.load_state()
     step = state["step"] if state else 0
     with contextlib.ExitStack() as stack:
-        envs = _make_envs(policy, ids, config)
+        envs = _make_envs(policy, ids, config, actor.execute)
         stack.callback(envs.close)
         trainer = _make_trainer(actor, envs, config, step, len(ids))
         writer = _make_writer(run.folder, step)
@@ -311,6 +326,7 @@ class _Loop:
             self._run.rewind(self._step)
         else:
             before = 0.0
+            self._run.rewind(-1)  # a run that was cut off before its first state begins anew
             self._evaluate({})
         while self._step < config.steps:
             due = self._step // config.eval_every
@@ -376,7 +392,7 @@ def _evaluate(
         with torch.no_grad():
             seen = actor.see(observation)
             mean = actor.distribution(actor.feature(seen)).mean
-        return actor.expand(mean.clamp(-1, 1).cpu().numpy()), [None] * len(mean)
+        return actor.expand(mean.cpu().numpy()), [None] * len(mean)
 
     plans: list[list[int]] = [[] for _ in range(envs.num_envs)]
     for task in range(len(ids)):
@@ -394,7 +410,7 @@ def _evaluate(
     return Evaluated(step, rates, solved / n, interval, n)
 
 
-def _make_envs(policy: Any, ids: list[str], config: FinetuneConfig) -> VLAVectorEnv:
+def _make_envs(policy: Any, ids: list[str], config: FinetuneConfig, execute: int) -> VLAVectorEnv:
     keywords = _keywords(policy, config)
     sizes = keywords.pop("image_size", 128)
     return make_chunk_envs(
@@ -403,7 +419,7 @@ def _make_envs(policy: Any, ids: list[str], config: FinetuneConfig) -> VLAVector
         cameras=keywords.pop("cameras"),
         image_size=sizes,
         history=policy.history,
-        execute=config.execute or policy.chunk,
+        execute=execute,
         workers=config.workers,
         **keywords,
     )
@@ -446,7 +462,8 @@ def _find_moves(sheets: list[Any]) -> list[int]:
 def _make_trainer(
     actor: Actor, envs: VLAVectorEnv, config: FinetuneConfig, step: int, tasks: int
 ) -> Any:
-    seed = config.seed * 1_000_003 + step  # a continued run sees new episodes
+    # A continued run sees new episodes. NumPy takes no larger seed.
+    seed = (config.seed * 1_000_003 + step) % 2**32
     if config.algorithm == "ppo":
         from vla_gym.train.ppo import PPOTrainer
 
@@ -458,7 +475,7 @@ def _make_trainer(
 
 def _make_writer(folder: Path, step: int) -> Any:
     board = require("torch.utils.tensorboard", "train", "vla-gym finetune")
-    return board.SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+    return board.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
 
 
 def _to_plain(found: Evaluated) -> dict[str, Any]:

@@ -63,7 +63,9 @@ class Run:
                 "another folder"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(path, (json.dumps(config, indent=1) + "\n").encode())
+        content = (json.dumps(config, indent=1) + "\n").encode()
+        if not path.exists() or path.read_bytes() != content:
+            _write(path, content)
 
     def log(self, **numbers: Any) -> None:
         """Append a line to `metrics.jsonl`."""

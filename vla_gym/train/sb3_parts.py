@@ -184,7 +184,7 @@ class MixedBuffer:
     Args:
         online: SB3's buffer of the agent's own experience.
         demonstrations: the rest of each batch.
-        share: of demonstrations in each batch, in [0, 1).
+        share: of demonstrations in each batch, in (0, 1).
     """
 
     def __init__(self, online: Any, demonstrations: Demonstrations, share: float = 0.5) -> None:
@@ -196,14 +196,14 @@ class MixedBuffer:
         return getattr(self.online, name)
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
-        """Return a batch: the agent's own transitions first, then demonstrations."""
-        started = self.online.size() > 0
-        shown = round(self.share * batch_size) if started else batch_size
-        if not started:
+        """Return a batch: the agent's own transitions first, then demonstrations.
+
+        As long as it has none of its own, all are demonstrations.
+        """
+        if not self.online.size():
             return self.demonstrations.sample(batch_size)
+        shown = round(self.share * batch_size)
         own = self.online.sample(batch_size - shown, env=env)
-        if not shown:
-            return own
         theirs = self.demonstrations.sample(shown)
         return buffers.DictReplayBufferSamples(
             observations=_join(own.observations, theirs.observations),
