@@ -283,6 +283,20 @@ def test_demonstrations_are_no_test_episodes(data, tmp_path):
         run(config)
 
 
+def test_what_the_first_evaluation_would_refuse_is_refused_before_training(data, tmp_path):
+    config = configure(data, tmp_path / "run", eval_episodes=1, eval_keywords={"imagesize": 32})
+    with pytest.raises(TypeError, match="imagesize"):
+        run(config)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_policy_on_the_state_needs_data_with_it(tmp_path):
+    collect(["Toy-Reach"], expert=ReachBall, episodes=2, seed=FIRST_SEED,
+            folder=tmp_path / "data", keywords={"image_size": 16})  # fmt: skip
+    with pytest.raises(InvalidOption, match="collect it with -k state=true"):
+        run(configure(tmp_path / "data", tmp_path / "run", model=STATE))
+
+
 def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path):
     with pytest.raises(InvalidOption, match="lower learning_rate"):
         run(configure(data, tmp_path, learning_rate=1e30, warmup=0, grad_clip=0.0, steps=30))
@@ -335,6 +349,7 @@ def test_the_command_trains_and_says_where(data, tmp_path):
     arguments = ["train", "-d", str(data), "-o", str(tmp_path / "run"), "--steps", "2"]
     arguments += [part for key, value in SHAPE.items() for part in ("-m", f"{key}={value}")]
     arguments += ["--batch-size", "4", "--eval-episodes", "0", "--set", "augmentation.shift=0.2"]
+    arguments += ["--set", "trackers=tensorboard"]  # one of what may be several
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "finished after 2 steps" in result.output

@@ -187,3 +187,20 @@ def test_wrong_settings_are_named():
         make_actor(make_vla(), "vision")
     with pytest.raises(InvalidOption, match=r"execute=4 must be in \[1, 3\]"):
         make_actor(make_vla(), execute=4)
+
+
+def test_what_it_saves_takes_as_many_actions_as_it_was_trained_with(tmp_path):
+    from vla_gym import make_policy
+
+    for train in ("all", "lora"):
+        make_actor(make_vla(), train, execute=2).save(tmp_path / train)
+        assert make_policy(str(tmp_path / train)).model.config.execute == 2
+
+
+@pytest.mark.parametrize("train", WAYS)
+def test_what_it_adds_is_where_the_model_is(train):
+    """The device meta stands for any device that is not the CPU."""
+    policy = make_vla()
+    policy.model.to("meta")
+    actor = make_actor(policy, train).to("meta")
+    assert {tensor.device.type for tensor in actor.state_dict().values()} == {"meta"}

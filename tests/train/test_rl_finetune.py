@@ -184,6 +184,29 @@ def test_the_actor_stands_still_while_the_critic_warms_up(slow_reacher, tmp_path
     assert any(not np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_each_stretch_of_training_and_each_seed_has_new_episodes():
+    """An evaluation in between leaves the envs' random streams in the same place each time."""
+    from vla_gym.train.actor import Actor
+    from vla_gym.train.chunk_env import make_chunk_envs, play
+    from vla_gym.train.ppo import SeenEnvs
+
+    policy = make_vla()
+    actor = Actor(policy, train="all", execute=1, std=0.1)
+    envs = make_chunk_envs(
+        [REACH], 2, cameras=(), image_size=32, history=1, execute=1, workers=1, state=True,
+        max_episode_steps=1,
+    )  # fmt: skip
+    starts = []
+    for seed in (0, 1):
+        seen = SeenEnvs(envs, actor, seed)
+        for _ in range(2):
+            play(envs, [[10], [11]], lambda o: (np.zeros((2, 7), np.float32), [None] * 2))
+            seen.restart()
+            starts += [tuple(row) for row in seen.reset()["privileged"]]
+    envs.close()
+    assert len(set(starts)) == len(starts) == 8
+
+
 def test_a_large_weight_of_the_divergence_holds_the_policy_back(slow_reacher, tmp_path):
     fields = {"steps": 600, "warmup": 0, "learning_rate": 1e-3, "target_kl": None}
     far = {}
@@ -213,6 +236,7 @@ def test_advantages_are_within_groups():
         ({"std": 0.0}, InvalidOption, "std=0.0 must be a number above 0"),
         ({"envs": 0}, InvalidOption, "envs=0 must be a whole number, at least 1"),
         ({"keywords": {"cameras": ()}}, InvalidOption, "'cameras' follows from the policy"),
+        ({"keywords": {"reward": "native"}}, InvalidOption, "is the setting reward="),
         ({"ids": "Toy-Reach"}, InvalidOption, "must be a list"),
         ({"gamma": 1.5}, InvalidOption, r"gamma=1.5 must be in \(0, 1\]"),
     ],

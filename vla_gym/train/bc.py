@@ -97,9 +97,8 @@ class BCConfig:
         eval_every: steps between evaluations. 0: at the end alone.
         eval_episodes: of each task; 0: it is not evaluated in envs, only by validation loss.
         eval_seed: of the first episode. Demonstrations of these seeds are refused. The best
-            checkpoint is chosen by these episodes: score it on others. Where a suite's protocol has
-            a list of episodes that seeds go round, such as Meta-World's goals, others have other
-            remainders or another list.
+            checkpoint is chosen by these episodes: score it on others. (Meta-World's protocol plays
+            goal `seed % 50`, so that other seeds may be the same goals.)
         eval_ids: ids to evaluate on. (): those of the data.
         eval_keywords: of `gym.make`, beside those that all demonstrations share.
         eval_workers: processes.
@@ -156,8 +155,8 @@ class BCConfig:
         for tracker in self.trackers:
             if tracker not in ("tensorboard", "wandb"):
                 raise UnknownName("tracker", tracker, ("tensorboard", "wandb"), "BCConfig")
-        least = {name: 1 for name in ("steps", "batch_size", "checkpoint_every", "log_every")}
-        least |= dict.fromkeys(("eval_workers",), 1)
+        least = dict.fromkeys(("steps", "batch_size", "checkpoint_every", "log_every"), 1)
+        least["eval_workers"] = 1
         least |= dict.fromkeys(("warmup", "workers", "threads", "eval_every", "eval_episodes"), 0)
         least |= dict.fromkeys(("eval_seed", "patience", "seed", "weight_decay", "grad_clip"), 0)
         for name, smallest in least.items():
@@ -229,6 +228,8 @@ class _Trainer:
             torch.set_num_threads(config.threads)
         self.config, self.on_progress = config, on_progress
         datasets = [Dataset(folder) for folder in config.data]
+        # It is kept for the whole process, and a second run may have another precision.
+        accelerate.state.AcceleratorState._reset_state()
         self.accelerator: Any = accelerate.Accelerator(
             mixed_precision=config.precision,
             log_with=list(config.trackers) or None,
