@@ -155,8 +155,8 @@ class BCConfig:
         for tracker in self.trackers:
             if tracker not in ("tensorboard", "wandb"):
                 raise UnknownName("tracker", tracker, ("tensorboard", "wandb"), "BCConfig")
-        least = dict.fromkeys(("steps", "batch_size", "checkpoint_every", "log_every"), 1)
-        least["eval_workers"] = 1
+        least: dict[str, int] = dict.fromkeys(("steps", "batch_size", "eval_workers"), 1)
+        least |= dict.fromkeys(("checkpoint_every", "log_every"), 1)
         least |= dict.fromkeys(("warmup", "workers", "threads", "eval_every", "eval_episodes"), 0)
         least |= dict.fromkeys(("eval_seed", "patience", "seed", "weight_decay", "grad_clip"), 0)
         for name, smallest in least.items():
