@@ -16,7 +16,7 @@ vla-gym train -d "$OUT/data" -o "$OUT/bc" --steps 500 --batch-size 64 -w "$WORKE
 
 for seed in 0 1 2; do
     vla-gym finetune -c "$OUT/bc/last" -e MetaWorld-ButtonPressTopdown -o "$OUT/rl-$seed" \
-        --seed "$seed" --steps 400000 --envs 16 "${FAST[@]}" -k image_size=64 \
+        --seed "$seed" --steps 110000 --envs 16 "${FAST[@]}" -k image_size=64 \
         --set max_steps=150 --set eval_every=20000 --set workers=1 --set rollout=1024 \
         --set batch=1024 --set epochs=10 --set warmup=1 --set std=0.2 --set correlation=0.8 \
         --set learning_rate=3e-5 --set kl=0.0 --set target_kl=0.05
