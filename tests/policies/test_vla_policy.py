@@ -343,3 +343,25 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(vit, tmp_path, monkeypatc
     with pytest.raises(InvalidOption, match="is not overwritten"):
         save(first, tmp_path / "mine")
     assert (tmp_path / "mine" / "diary.txt").exists()
+
+
+def test_a_model_of_the_state_sees_no_pictures_and_checks_its_length(tmp_path):
+    from vla_gym import make_policy
+    from vla_gym.errors import ContractMismatch
+    from vla_gym.policy import connect
+
+    env = gym.make("VLA/Toy-Reach-v0", state=True, cameras=())
+    sheet = env.unwrapped.spec_sheet
+    config = {"cameras": (), "state_dim": sheet.state_dim, "width": 16, "head": "regression"}
+    policy = make_policy("vla", config=config)
+    policy.save(tmp_path / "state")
+    again = make_policy(str(tmp_path / "state"))
+    observation, _ = env.reset(seed=0)
+    batch = {k: [v] if k == "instruction" else np.asarray(v)[None] for k, v in observation.items()}
+    assert "rgb_primary" not in batch
+    np.testing.assert_array_equal(again.predict(batch)[0], policy.predict(batch)[0])
+    moved = {**batch, "state": batch["state"] + 0.5}
+    assert not np.array_equal(policy.predict(moved)[0], policy.predict(batch)[0])
+    wide = make_policy("vla", config=config | {"state_dim": sheet.state_dim + 1})
+    with pytest.raises(ContractMismatch, match="entries of state"):
+        connect(wide, sheet)

@@ -103,14 +103,19 @@ class VLAPolicy:
         """Return the policy itself after a look at what the spec does not hold.
 
         Raises:
-            ContractMismatch: proprio has another length, or the instruction is in a form that its
-                language encoder cannot read.
+            ContractMismatch: proprio or state has another length, or the instruction is in a form
+                that its language encoder cannot read.
         """
         config = self.model.config
         if config.proprio_dim not in (0, len(sheet.proprio)):
             raise ContractMismatch(
                 f"the VLA model does not fit {sheet.id}: it reads {config.proprio_dim} entries of "
                 f"proprio, the env has {len(sheet.proprio)}"
+            )
+        if config.state_dim not in (0, sheet.state_dim):
+            raise ContractMismatch(
+                f"the VLA model does not fit {sheet.id}: it reads {config.state_dim} entries of "
+                f"state, the env has {sheet.state_dim}"
             )
         if sheet.instruction == "embedding" and not isinstance(self.model.language, SentenceTable):
             raise ContractMismatch(
