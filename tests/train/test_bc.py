@@ -320,14 +320,17 @@ def test_mixed_precision_stays_near_float32(data, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_one_model(data, tmp_path):
-    """`accelerate launch` of the command itself; each process draws its own batches."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    """torchrun of the command itself; each process draws its own batches.
+
+    Without GPUs `accelerate launch --num_processes 2` would start one process alone.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["-m", "vla_gym.cli", "train", "-d", str(data), "-o", str(tmp_path / "run")]
     command += ["--steps", "6", "--batch-size", "4", "--eval-episodes", "2", "-w", "1"]
     command += [part for key, value in SHAPE.items() for part in ("-m", f"{key}={value}")]
     command += ["--set", "log_every=1", "--set", "threads=1", "--set", "warmup=0"]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
     lines = [li for li in read_metrics(tmp_path / "run") if "loss" in li]
     assert [line["step"] for line in lines] == list(range(1, 7))
     from vla_gym import make_policy
