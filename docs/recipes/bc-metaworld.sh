@@ -13,7 +13,8 @@ vla-gym train -d "$OUT/data" -o "$OUT/bc" --steps 8000 --seed "$SEED" -w "$WORKE
     -m head=regression -m chunk=8 -m normalize=mean_std \
     --eval-every 2000 --eval-episodes 10 -k split=test --set threads=1
 
-vla-gym eval -p "bc=$OUT/bc/best" -p metaworld-expert -p random "${TASKS[@]}" -n 50 -w "$WORKERS" \
+# The last checkpoint: the best one was chosen on goals of this split.
+vla-gym eval -p "bc=$OUT/bc/last" -p metaworld-expert -p random "${TASKS[@]}" -n 50 -w "$WORKERS" \
     -k split=test -k render_quality=fast -o "$OUT/eval"
 
 # The two faucet tasks have one scene: only the instruction says which way to turn it.
