@@ -59,6 +59,15 @@ Keywords = Annotated[
 Workers = Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes.")]
 
 
+def _set_option(config: str, example: str) -> Any:
+    """Return the option for the fields of a config that have none of their own."""
+    return typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help=f"Any other field of {config}, e.g. {example}. Repeatable.",
+    )
+
+
 def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Show an error that a user can act on as one red paragraph, without a traceback."""
 
@@ -374,12 +383,7 @@ def train_command(
         ),
     ] = None,
     setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any other field of BCConfig, e.g. ema=0.999, augmentation.shift=0.1. Repeatable.",
-        ),
+        list[str] | None, _set_option("BCConfig", "ema=0.999, augmentation.shift=0.1")
     ] = None,
     eval_every: Annotated[int, typer.Option(min=0, help="Steps; 0: at the end alone.")] = 0,
     eval_episodes: Annotated[int, typer.Option(min=0, help="Per task; 0: none.")] = 20,
@@ -567,14 +571,7 @@ def rlpd_command(
     reward: Annotated[str, typer.Option(help="sparse (1 where solved) or native.")] = "sparse",
     steps: Annotated[int, typer.Option(min=1, help="Of the envs, all together.")] = 30_000,
     seed: Annotated[int, typer.Option("--seed", "-s", min=0)] = 0,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any other field of RLPDConfig, e.g. updates_per_step=4. Repeatable.",
-        ),
-    ] = None,
+    setting: Annotated[list[str] | None, _set_option("RLPDConfig", "updates_per_step=4")] = None,
     keyword: Keywords = None,
 ) -> None:
     """SAC or TD3 from demonstrations, which are half of every batch. Again: go on with the run.
@@ -618,14 +615,7 @@ def finetune_command(
     steps: Annotated[int, typer.Option(min=1, help="Control steps, of all envs.")] = 300_000,
     seed: Annotated[int, typer.Option("--seed", "-s", min=0)] = 0,
     envs: Annotated[int, typer.Option(min=1, help="How many there are.")] = 16,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any other field of FinetuneConfig, e.g. train=lora. Repeatable.",
-        ),
-    ] = None,
+    setting: Annotated[list[str] | None, _set_option("FinetuneConfig", "train=lora")] = None,
     keyword: Keywords = None,
 ) -> None:
     """Reinforcement learning of a VLA, from a checkpoint. Again: go on with the run.

@@ -9,7 +9,14 @@ import gymnasium as gym
 from vla_gym.errors import UnknownName
 from vla_gym.suite import Suite, Task
 
-__all__ = ["get_suite", "get_task", "list_ids", "list_suites", "register_suite"]
+__all__ = [
+    "get_suite",
+    "get_task",
+    "list_benchmarks",
+    "list_ids",
+    "list_suites",
+    "register_suite",
+]
 
 SUITE_MODULES = (
     "vla_gym.suites.toy",
@@ -54,6 +61,15 @@ def list_suites() -> list[Suite]:
 def list_ids() -> list[str]:
     """Return the ids of all registered suites."""
     return [suite.id(task) for suite in _suites.values() for task in suite.tasks]
+
+
+def list_benchmarks() -> dict[str, list[str]]:
+    """Return the ids of each published set of tasks, such as `"MT10"`."""
+    return {
+        name: [suite.id(task) for task in tasks]
+        for suite in list_suites()
+        for name, tasks in suite.benchmarks.items()
+    }
 
 
 def get_suite(name: str) -> Suite:

@@ -118,7 +118,7 @@ class SB3Policy:
         model: has `predict`, `observation_space` and `action_space`.
         name: for error texts.
         normalizer: a `VecNormalize` without an env, or None.
-        encoder: policy with `model.encode`, whose features (B, n) the model observes as `feature`;
+        encoder: policy with `encode`, whose features (B, n) the model observes as `feature`;
             None where it observes the env itself.
 
     Attributes:
@@ -201,7 +201,7 @@ class SB3Policy:
     def _show(self, observation: dict[str, Any]) -> Any:
         """Return the part of a batch that the model reads, normalised, images in its layout."""
         if self._encoder is not None:
-            observation = {"feature": _encode(self._encoder.model, observation)}
+            observation = {"feature": self._encoder.encode(observation)}
         space = self.model.observation_space
         keys = list(space.spaces) if isinstance(space, spaces.Dict) else ["state"]
         shown: Any = {key: np.asarray(observation[key]) for key in keys}
@@ -220,19 +220,6 @@ def _open_encoder(file: Path, folder: str) -> Any:
             "missing: keep that folder beside the file"
         )
     return make_policy(str(path))
-
-
-def _encode(model: Any, observation: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return a model's features of a batch of observations, (B, n)."""
-    torch = require("torch", "sb3")
-    batch = {
-        key: torch.from_numpy(np.ascontiguousarray(value))
-        if isinstance(value, np.ndarray)
-        else value
-        for key, value in observation.items()
-    }
-    with torch.inference_mode():
-        return model.encode(batch).float().cpu().numpy()
 
 
 def _arrange(batch: Any, owner: Any) -> Any:

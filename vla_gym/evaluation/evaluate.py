@@ -166,7 +166,7 @@ def find_ids(patterns: Iterable[str]) -> list[str]:
         if colon:
             importlib.import_module(module)
         ids = registration.list_ids()
-        benchmarks = _list_benchmarks()
+        benchmarks = {key.upper(): some for key, some in registration.list_benchmarks().items()}
         matches = benchmarks.get(name.upper()) or [i for i in ids if _names(name, i)]
         if not matches:
             raise InvalidOption(_unknown_id(name, ids, benchmarks))
@@ -182,15 +182,6 @@ def _names(pattern: str, env_id: str) -> bool:
 
 def _unversioned(name: str) -> str:
     return re.sub(r"-v\d+$", "", name)
-
-
-def _list_benchmarks() -> dict[str, list[str]]:
-    """Return the ids of each benchmark, by its name in capitals."""
-    return {
-        name.upper(): [suite.id(task) for task in tasks]
-        for suite in registration.list_suites()
-        for name, tasks in suite.benchmarks.items()
-    }
 
 
 def _unknown_id(name: str, ids: list[str], benchmarks: Iterable[str]) -> str:

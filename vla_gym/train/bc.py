@@ -353,10 +353,12 @@ class _Trainer:
         self.accelerator.log(numbers, step=self.step)
 
     def _evaluate(self) -> None:
-        """Play the tasks and compute the validation loss; keep the best checkpoint."""
+        """Play the tasks and compute the validation loss; keep the best checkpoint.
+
+        The last checkpoint is that of this step: it is written before the state of each step.
+        """
         if self.accelerator.is_main_process:
             with self.mean.applied():
-                self.learner.save(self.run_folder.last, self.sheets)
                 numbers = self._validate()
             success = self._play() if self.ids else {}
             if success:
@@ -370,7 +372,7 @@ class _Trainer:
         both = [self.successes, self.scores]
         accelerate.utils.broadcast_object_list(both)
         self.successes, self.scores = both
-        self._save()
+        self._save_state()
 
     def _validate(self) -> dict[str, float]:
         """Return the loss on the held-out episodes, of batches that are always the same."""
@@ -417,11 +419,16 @@ class _Trainer:
         shutil.rmtree(old, ignore_errors=True)
 
     def _save(self) -> None:
-        """Write the state of the run."""
+        """Write the last checkpoint and the state of the run."""
+        if self.accelerator.is_main_process:
+            with self.mean.applied():
+                self.learner.save(self.run_folder.last, self.sheets)
+        self._save_state()
+
+    def _save_state(self) -> None:
+        """Write what the run can go on from."""
         if not self.accelerator.is_main_process:
             return
-        with self.mean.applied():
-            self.learner.save(self.run_folder.last, self.sheets)
         scaler = self.accelerator.scaler
         self.run_folder.save_state(
             self.step,

@@ -37,11 +37,7 @@ def find_benchmark(name: str) -> Benchmark:
     Raises:
         UnknownName: there is none of that name.
     """
-    sets = {
-        key: tuple(suite.id(task) for task in tasks)
-        for suite in registration.list_suites()
-        for key, tasks in suite.benchmarks.items()
-    }
+    sets = {key: tuple(ids) for key, ids in registration.list_benchmarks().items()}
     if name in sets:
         return Benchmark(name, sets[name], sets[name])
     if f"{name}-train" in sets:

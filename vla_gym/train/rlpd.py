@@ -38,7 +38,7 @@ from vla_gym.instruction import encode
 from vla_gym.policy import connect, make_policy
 from vla_gym.rollout import run_episode
 from vla_gym.train.multitask import spread
-from vla_gym.train.runs import Run
+from vla_gym.train.runs import Run, write_whole
 from vla_gym.train.transitions import Rules, read_transitions
 from vla_gym.vector.common import find_common
 
@@ -79,8 +79,9 @@ class RLPDConfig:
         ids: tasks to train on, as `find_ids` takes them: ids, globs, `"MT10"`, `"ML10-train"`.
         demonstrations: folder of a `vla_gym.data.Dataset` with these tasks; `""`: none, plain RL.
         test_ids: further tasks whose success is reported apart, such as `"ML10-test"`.
-        encoder: policy whose frozen `model.encode` is what the agent sees, such as `"vla:FOLDER"`.
-            `""`: it sees the privileged state and proprio (data recorded with `-k state=true`).
+        encoder: policy whose `encode`, of a frozen model, is what the agent sees, such as
+            `"vla:FOLDER"`. `""`: it sees the privileged state and proprio (data recorded with
+            `-k state=true`).
         task: how tasks are told apart: the instruction's `"embedding"`, `"one_hot"` (the nearest
             instruction of those trained on), or `"none"`, as where there is but one. A feature has
             the instruction in it.
@@ -224,7 +225,7 @@ class _Trainer:
         self._envs = self._make_envs(encoder)
         self._demonstrations: Any = None
         if config.demonstrations:
-            see = None if encoder is None else functools.partial(_encode, encoder.model)
+            see = None if encoder is None else functools.partial(_encode, encoder)
             space = self._envs.observation_space
             dataset, rules = Dataset(config.demonstrations), _find_rules(config)
             self._demonstrations = read_transitions(dataset, self._ids, space, rules, see)
@@ -270,9 +271,7 @@ class _Trainer:
         envs = DummyVecEnv(makers)
         if encoder is None:
             return envs
-        return FeatureVecEnv(
-            envs, functools.partial(_encode, encoder.model), encoder.model.feature_dim
-        )
+        return FeatureVecEnv(envs, encoder.encode, encoder.model.feature_dim)
 
     def _make_model(self) -> Any:
         import stable_baselines3
@@ -359,14 +358,14 @@ class _Trainer:
         """Play in the envs, log, and save what it goes on from."""
         model = self._model
         file = _to_bytes(model)
-        _write_whole(self.last, file)
+        write_whole(self.last, file)
         policy = make_policy(f"sb3:{self.last}")
         numbers = self._play("", policy, self._ids)
         if self._test_ids:
             numbers |= self._play("test/", policy, self._test_ids)
         if numbers["success"] >= self._best:
             self._best = numbers["success"]
-            _write_whole(self.best, file)
+            write_whole(self.best, file)
         self._log(numbers)
         self._run.save_state(model.num_timesteps, _describe_state(model, file))
 
@@ -459,8 +458,8 @@ def _open_encoder(name: str, folder: Path) -> Any:
         shutil.copytree(source, temporary)
         temporary.rename(kept)
     policy: Any = make_policy(str(kept))
-    if not hasattr(getattr(policy, "model", None), "encode"):
-        raise InvalidOption(f"encoder={name!r} has no model.encode, as the policy vla has")
+    if not hasattr(policy, "encode"):
+        raise InvalidOption(f"encoder={name!r} has no encode, as the policy vla has")
     if policy.model.config.history > 1:
         raise InvalidOption(
             f"encoder={name!r} looks at {policy.model.config.history} frames, and its feature is "
@@ -469,13 +468,11 @@ def _open_encoder(name: str, folder: Path) -> Any:
     return policy
 
 
-def _encode(model: Any, batch: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return the features (B, n) of a batch, or of an episode's frames, piece by piece."""
-    from vla_gym.train.sb3_parts import encode_features
-
+def _encode(encoder: Any, batch: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return the features (T, n) of an episode's frames, piece by piece."""
     count = len(batch["instruction"])
     pieces = [
-        encode_features(model, {k: v[i : i + ENCODE_AT_ONCE] for k, v in batch.items()})
+        encoder.encode({k: v[i : i + ENCODE_AT_ONCE] for k, v in batch.items()})
         for i in range(0, count, ENCODE_AT_ONCE)
     ]
     return np.concatenate(pieces)
@@ -515,13 +512,6 @@ def _to_bytes(model: Any) -> bytes:
     file = io.BytesIO()
     model.save(file)
     return file.getvalue()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _describe_state(model: Any, file: bytes) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from vla_gym.errors import InvalidOption
 
-__all__ = ["Run"]
+__all__ = ["Run", "write_whole"]
 
 CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state"
 KEPT = 2
@@ -65,7 +65,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = (json.dumps(config, indent=1) + "\n").encode()
         if not path.exists() or path.read_bytes() != content:
-            _write(path, content)
+            write_whole(path, content)
 
     def log(self, **numbers: Any) -> None:
         """Append a line to `metrics.jsonl`."""
@@ -83,7 +83,7 @@ class Run:
         """Drop what `metrics.jsonl` has of later steps: they will be done again."""
         kept = [line for line in self.metrics() if line["step"] <= step]
         if self._metrics.exists():
-            _write(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def save_state(self, step: int, state: Mapping[str, Any]) -> None:
         """Write the trainer's state of a step; older ones but one are deleted.
@@ -100,7 +100,7 @@ class Run:
         folder = self.folder / STATE
         folder.mkdir(exist_ok=True)
         new = folder / f"step-{step:08d}-{_digest(content)}.pt"
-        _write(new, content)
+        write_whole(new, content)
         stale = [p for old, p in self._states() if old >= step and p != new]  # done again
         kept = [p for _, p in self._states() if p not in stale]
         for path in [*stale, *kept[KEPT:]]:
@@ -159,7 +159,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all, whenever the process is killed."""
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("wb") as file:

@@ -31,7 +31,6 @@ __all__ = [
     "MixedBuffer",
     "SACPolicy",
     "TD3Policy",
-    "encode_features",
     "imitate_as_well",
 ]
 
@@ -268,15 +267,3 @@ class FeatureVecEnv(vec_env.VecEnvWrapper):
             batch = {key: np.asarray(value)[None] for key, value in last.items()}
             infos[index]["terminal_observation"] = {"feature": self._encode(batch)[0]}
         return {"feature": self._encode(observations)}, rewards, dones, infos
-
-
-def encode_features(model: Any, batch: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return a model's features (B, feature_dim) of a batch of observations, without gradients."""
-    seen = {
-        key: torch.from_numpy(np.ascontiguousarray(value))
-        if isinstance(value, np.ndarray)
-        else value
-        for key, value in batch.items()
-    }
-    with torch.inference_mode():
-        return model.encode(seen).float().cpu().numpy()

@@ -125,6 +125,16 @@ class VLAPolicy:
             )
         return self
 
+    def encode(self, observation: dict[str, Any]) -> NDArray[np.float32]:
+        """Return the feature of each observation, (B, feature_dim); see `VLAModel.encode`.
+
+        Args:
+            observation: as `predict` takes it; of one frame of history.
+        """
+        with torch.inference_mode():
+            feature = self.model.encode(_to_batch({key: observation[key] for key in self._read}))
+        return feature.float().cpu().numpy()
+
     @property
     def history(self) -> int:
         """Frames of each view that it sees."""
@@ -195,18 +205,22 @@ class VLAPolicy:
         if not deterministic:
             shape = (len(seen["instruction"]), config.chunk, config.action_dim)
             noise = torch.randn(shape, generator=self._generator).to(self.model.device)
-        batch = {
-            key: value if key == "instruction" else torch.from_numpy(np.ascontiguousarray(value))
-            for key, value in seen.items()
-        }
         with torch.inference_mode(), self._autocast():
-            chunk = self.model.sample(batch, noise)
+            chunk = self.model.sample(_to_batch(seen), noise)
         return chunk.clamp(-1, 1).cpu().numpy()
 
     def _autocast(self) -> Any:
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=self._dtype)
+
+
+def _to_batch(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return observations as the model takes them: all but the instruction as tensors."""
+    return {
+        key: value if key == "instruction" else torch.from_numpy(np.ascontiguousarray(value))
+        for key, value in seen.items()
+    }
 
 
 def make_policy_from(
