@@ -23,6 +23,7 @@ BENCHMARKS = {
     "step_overhead": "Steps without pictures",
     "reset_speed": "Resets, and making an env",
     "vector_speed": "Vector envs",
+    "eval_speed": "Evaluation",
     "memory": "Memory",
     "twin_speed": "RLBench twin",
     "calvin_speed": "CALVIN twin",

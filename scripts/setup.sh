@@ -138,6 +138,17 @@ ensure_rendering() {
     echo "$report" | grep '^setup:' >&2
 }
 
+# The tests of the report page need one where VLA_GYM_REQUIRE names it; nothing else here does.
+ensure_browser() {
+    local name
+    case ",${VLA_GYM_REQUIRE:-}," in *,browser,*) ;; *) return 0 ;; esac
+    for name in chromium chromium-browser google-chrome; do
+        ! command -v $name >/dev/null || return 0
+    done
+    install_system "VLA_GYM_REQUIRE asks for a browser, and none is here" chromium
+}
+
 make_venv
 install_packages
 ensure_rendering
+ensure_browser

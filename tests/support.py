@@ -21,7 +21,7 @@ def read_extras() -> dict[str, list[str]]:
 
 EXTRAS = read_extras()
 
-BY_HAND = {"rlbench", "lerobot"}
+BY_HAND = {"rlbench", "lerobot", "browser"}
 """What no extra installs, and VLA_GYM_REQUIRE may name all the same."""
 
 

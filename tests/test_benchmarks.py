@@ -227,6 +227,7 @@ def test_a_script_writes_its_record_and_judges_it(scripts, tmp_path, monkeypatch
 
 @needs("metaworld", "robosuite", "sb3")
 def test_every_floor_names_a_case(scripts):
+    import eval_speed
     import render_speed
     import reset_speed
     import step_overhead
@@ -237,6 +238,7 @@ def test_every_floor_names_a_case(scripts):
         "step_overhead": set(step_overhead.CASES),
         "reset_speed": set(reset_speed.list_cases()),
         "vector_speed": set(vector_speed.list_cases()),
+        "eval_speed": set(eval_speed.CASES),
     }
     floors = json.loads((ROOT / "benchmarks/floors.json").read_text())["floors"]
     for name, cases in known.items():

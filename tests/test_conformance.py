@@ -19,6 +19,8 @@ from vla_gym.suites.toy import SUITE, ToySimulator
 QUICK_ROBOSUITE = ("Lift", "TwoArmPegInHole", "Wipe")
 """A reset of robosuite takes about a second: the others are in `make test-all`."""
 
+QUICK_LIBERO = ("Goal0",)
+
 PICTURED = ("VLA/Toy-Lift-v0", "VLA/MetaWorld-DoorLock-v0", "VLA/Robosuite-Door-v0")
 
 
@@ -36,15 +38,23 @@ def split(env_id):
 
 def is_quick(env_id):
     suite, task = split(env_id)
-    return suite.name != "Robosuite" or task in QUICK_ROBOSUITE
+    quick = {"Robosuite": QUICK_ROBOSUITE, "LIBERO": QUICK_LIBERO}
+    return task in quick.get(suite.name, (task,))
 
 
-# Of RLBench's 109 tasks 84 are CoppeliaSim's alone; 84 skips a test would hide the others.
-EVERY_ID = [
-    mark(env_id, slow=not is_quick(env_id))
-    for env_id in list_ids()
-    if not (split(env_id)[0].name == "RLBench" and split(env_id)[1] not in TWIN_TASKS)
-]
+def is_tested(env_id):
+    """Of RLBench's 109 tasks 84 are CoppeliaSim's alone; 84 skips a test would hide the others.
+
+    Of LIBERO's 130 one of each scene; tests/suites/test_libero.py plays all.
+    """
+    suite, task = split(env_id)
+    if suite.name == "LIBERO":
+        scene = suite.tasks[task].tags[-1]
+        return task == next(t.name for t in suite.tasks.values() if t.tags[-1] == scene)
+    return suite.name != "RLBench" or task in TWIN_TASKS
+
+
+EVERY_ID = [mark(i, slow=not is_quick(i)) for i in list_ids() if is_tested(i)]
 
 
 @pytest.mark.parametrize("env_id", EVERY_ID)

@@ -25,6 +25,7 @@ from packaging.version import Version
 
 from tests.support import EXTRAS, ROOT, needs
 from vla_gym import __version__
+from vla_gym.evaluation.store import load_records
 from vla_gym.registration import SUITE_MODULES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -65,7 +66,14 @@ def test_the_wheel_holds_both_packages_with_their_data_and_nothing_else(wheel):
             if path.is_file() and "__pycache__" not in path.parts:
                 inside = f"{Path(package).name}/{path.relative_to(ROOT / folder).as_posix()}"
                 assert inside in names, f"{inside} is missing; see package-data in pyproject.toml"
-    for ending in (".npz", ".j2", "vla_gym/py.typed", "vla_gym_policies/py.typed"):
+    for ending in (
+        ".npz",
+        ".j2",
+        "style.css",
+        "page.js",
+        "vla_gym/py.typed",
+        "vla_gym_policies/py.typed",
+    ):
         assert any(name.endswith(ending) for name in names), ending
     assert f"{info}/licenses/LICENSE" in names
 
@@ -159,7 +167,7 @@ def test_the_command_evaluates_and_reports_elsewhere(installed, elsewhere):
     wanted = ("-p", "random", "-p", "zero", "-e", "Toy-Reach", "-n", "2", "-o", "out")
     run(command, "eval", *wanted, cwd=elsewhere)
     assert (elsewhere / "out" / "report.html").stat().st_size > 10_000
-    assert len((elsewhere / "out" / "records.jsonl").read_text().splitlines()) == 4
+    assert len(load_records(elsewhere / "out")) == 4
 
 
 def read_pins() -> dict[str, Version]:

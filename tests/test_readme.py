@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import inspect
 import json
@@ -122,9 +123,9 @@ def test_the_policy_example_is_found_by_name_and_solves_its_task(tmp_path):
     write_files(ROOT / "README.md", tmp_path)
     arguments = ("-p", "reach", "-p", "random", "-e", "Toy-Reach", "-n", "4", "-o", "out")
     run(tmp_path, "-m", "vla_gym.cli", "eval", *arguments, "--no-video")
-    rows = (tmp_path / "out" / "report.csv").read_text().splitlines()
-    solved = {row.split(",")[0]: row.split(",")[2:4] for row in rows[1:]}
-    assert solved["reach"] == ["4", "4"]
+    rows = csv.DictReader((tmp_path / "out" / "report.csv").open())
+    solved = {row["policy"]: (row["n"], row["successes"]) for row in rows}
+    assert solved["reach"] == ("4", "4")
     assert solved["random"][0] == "4"
 
 

@@ -31,8 +31,8 @@ from vla_gym.errors import (
     SimulatorCrashed,
     UnknownName,
 )
+from vla_gym.processes import count_cores
 from vla_gym.vector import VLAVectorEnv
-from vla_gym.vector.workers import count_cores
 
 REACH, LIFT = "VLA/Toy-Reach-v0", "VLA/Toy-Lift-v0"
 SMALL = {"cameras": ("primary",), "image_size": 8}
@@ -583,7 +583,7 @@ def test_workers_share_the_cores_and_the_envs_evenly(monkeypatch):
 
 
 def test_threads_that_draw_are_limited_in_workers_alone(monkeypatch):
-    monkeypatch.setattr("vla_gym.vector.workers.count_cores", lambda: 5)
+    monkeypatch.setattr("vla_gym.processes.count_cores", lambda: 5)
     for workers, asked, threads in [(1, None, 5), (2, None, 2), (3, None, 0), (3, "4", 4)]:
         monkeypatch.delenv("LP_NUM_THREADS", raising=False)
         if asked is not None:  # the user's own stays

@@ -31,18 +31,19 @@ from vla_gym.data.writer import (
     save_episode,
 )
 from vla_gym.errors import InvalidOption, SimulatorCrashed
-from vla_gym.evaluation.evaluate import find_ids
+from vla_gym.evaluation.evaluate import TIMEOUT_S, find_ids
+from vla_gym.evaluation.pool import Finished, Pool
 from vla_gym.evaluation.records import (
+    Key,
     Record,
-    RecordFile,
-    add_run,
     describe_differences,
     describe_episode,
-    load_records,
     now,
     plain_id,
 )
-from vla_gym.evaluation.workers import Check, Died, Failed, Pair, Pool, Stage
+from vla_gym.evaluation.stage import Check, Died, Failed, Pair, Stage, TimedOut
+from vla_gym.evaluation.store import Store, load_records
+from vla_gym.evaluation.workers import LocalWorkers
 from vla_gym.rollout import Episode, run_episode
 
 __all__ = ["EXPERTS", "Collection", "Demonstrate", "TaskCount", "collect", "find_expert"]
@@ -139,8 +140,8 @@ def collect(
     same folder, it plays only what is missing; more tasks and a larger number may be asked for. A
     run that is killed loses the episodes that were in work.
 
-    Besides the data set the folder holds `records.jsonl`, a line for every episode played, kept or
-    not, which `vla-gym report` reads.
+    Besides the data set the folder holds a record of every episode played, kept or not, which
+    `vla-gym report` reads.
 
     Args:
         ids: as `find_ids` takes them.
@@ -178,10 +179,11 @@ def collect(
     layout.pyarrow()  # before an hour of episodes, not after
     folder = Path(folder)
     pairs = _pair_up(find_ids(ids), expert, dict(keywords or {}), max_steps)
-    with RecordFile(folder) as file, Pool(workers, folder / "logs") as pool:
+    crew = LocalWorkers(folder / "logs", workers, TIMEOUT_S)
+    with Store(folder) as store, Pool(crew, workers, retries=1) as pool:
         protocols = _check_all(pool, pairs, noise)
         stock = _Stock(folder, pairs, protocols, keep_failures)
-        add_run(folder, ids=[p.id for p in pairs], episodes=episodes, seed=seed, workers=workers)
+        store.add_run(ids=[p.id for p in pairs], episodes=episodes, seed=seed, workers=workers)
         if on_start is not None:
             there = sum(min(stock.count(pair).kept, episodes) for pair in pairs)
             on_start(episodes * len(pairs), there)
@@ -194,10 +196,9 @@ def collect(
                     Demonstrate(p, s, noise, images, keep_failures, stock.path(p, s))
                     for p, s in wave
                 ]
-                for job, answer in pool.run(jobs):
-                    assert isinstance(job, Demonstrate)
-                    record = _to_record(job, answer, protocols[job.pair], seed)
-                    file.append(record)
+                for found in pool.run(jobs):
+                    record = _to_record(found, protocols[found.job.pair], seed)
+                    store.append(record)
                     stock.note(record)
                     logger.info("%s, seed %d: %s", record.id, record.seed, record.outcome)
                     if on_record is not None:
@@ -224,7 +225,7 @@ class Demonstrate:
         recorder = _Recorder(env, self.noise)
         episode = run_episode(recorder, expert, self.seed)
         if episode.success or self.keep_failures:
-            demonstration = recorder.make_demonstration(self, stage.check(Check(self.pair)))
+            demonstration = recorder.make_demonstration(self, Check(self.pair).run(stage))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             encoded = encode_episode(
                 demonstration, images=self.images, folder=self.path.parent, stem=self.path.stem
@@ -370,10 +371,10 @@ class _Stock:
 
     def count(self, pair: Pair) -> TaskCount:
         """Return what is there of a task."""
-        records = [r for (_, i, _), r in self._records.items() if i == plain_id(pair.id)]
+        records = [r for r in self._records.values() if r.id == plain_id(pair.id)]
         kept = sum(env_id == plain_id(pair.id) for env_id, _ in self._stored)
         kept += sum(self._waits(pair, r.seed) for r in records)
-        return TaskCount(kept, len(records), sum(r.outcome == "crashed" for r in records))
+        return TaskCount(kept, len(records), sum(not r.counts for r in records))
 
     def plan(
         self, wanted: int, seeds: range, tried: set[tuple[Pair, int]]
@@ -412,7 +413,7 @@ class _Stock:
             (self._folder / WORK).rmdir()
 
     def _waits(self, pair: Pair, seed: int) -> bool:
-        record = self._records.get((pair.policy, plain_id(pair.id), seed))
+        record = self._records.get(Key(pair.policy, plain_id(pair.id), seed, ""))
         good = ("success", "failure") if self._keep_failures else ("success",)
         return record is not None and record.outcome in good and self.path(pair, seed).exists()
 
@@ -420,7 +421,7 @@ class _Stock:
         """Return whether a seed need not be played: it is there, or it is known to fail."""
         if (plain_id(pair.id), seed) in self._stored or self._waits(pair, seed):
             return True
-        record = self._records.get((pair.policy, plain_id(pair.id), seed))
+        record = self._records.get(Key(pair.policy, plain_id(pair.id), seed, ""))
         return record is not None and record.outcome == "failure" and not self._keep_failures
 
 
@@ -452,10 +453,10 @@ def _check_all(pool: Pool, pairs: list[Pair], noise: float) -> dict[Pair, dict[s
         Exception: what a worker met when it made an expert or an env.
     """
     protocols = {}
-    for job, answer in pool.run([Check(pair) for pair in pairs]):
+    for job, answer, _ in pool.run([Check(pair) for pair in pairs]):
         if isinstance(answer, Failed):
             raise answer.error
-        if isinstance(answer, Died):
+        if isinstance(answer, Died | TimedOut):
             raise SimulatorCrashed(f"making {job.pair.id} failed: {answer.text}")
         protocols[job.pair] = {**answer, "action_noise": noise}
     return protocols
@@ -481,18 +482,22 @@ def _refuse_other_protocols(
             )
 
 
-def _to_record(job: Demonstrate, answer: Any, protocol: dict[str, Any], first: int) -> Record:
+def _to_record(found: Finished, protocol: dict[str, Any], first: int) -> Record:
+    job, answer, attempts = found
+    assert isinstance(job, Demonstrate)
     common: dict[str, Any] = {
         "policy": job.pair.policy,
         "id": plain_id(job.pair.id),
         "episode": job.seed - first,
         "seed": job.seed,
         "protocol": protocol,
+        "attempts": attempts,
         "date": now(),
     }
     if isinstance(answer, Failed) and isinstance(answer.error, InvalidOption):
         raise answer.error  # the caller's, not the simulator's
-    if isinstance(answer, Died | Failed):
-        return Record(outcome="crashed", error=answer.text, **common)
+    if isinstance(answer, Died | Failed | TimedOut):
+        outcome = "timeout" if isinstance(answer, TimedOut) else "crashed"
+        return Record(outcome=outcome, error=answer.text, **common)
     assert isinstance(answer, Episode)
     return Record(**describe_episode(answer), **common)

@@ -137,6 +137,7 @@ def two_arms(mode: ActionMode) -> ActionMode:
         entries=(*prefix_entries("arm0_", mode.entries), *prefix_entries("arm1_", mode.entries)),
         native=(*mode.native, *second),
         native_dim=2 * mode.native_dim,
+        rest=None if mode.rest is None else 2 * mode.rest,
     )
 
 
@@ -256,6 +257,8 @@ class SpecSheet:
         keywords: the suite's own keywords, those on which an episode may depend.
         gripper: `"+1 opens"` in every action mode but `native`, which has the suite's own sign.
         rotation: form of the rotation entries of the action.
+        rest: the action that leaves everything as it is at the start of an episode with open
+            fingers, see `ActionMode`; None where the mode has none.
     """
 
     id: str
@@ -281,6 +284,7 @@ class SpecSheet:
     keywords: dict[str, Any]
     gripper: str
     rotation: str
+    rest: tuple[float, ...] | None = None
 
     @property
     def images(self) -> dict[str, int]:

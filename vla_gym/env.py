@@ -8,7 +8,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -27,7 +27,17 @@ from vla_gym.errors import (
     UnknownName,
 )
 from vla_gym.instruction import INSTRUCTION_FORMS, encode
-from vla_gym.suite import Frame, Setup, Simulator, SimulatorInfo, Suite, Task
+from vla_gym.suite import (
+    AS_IS,
+    Frame,
+    PerturbableSimulator,
+    Setup,
+    Simulator,
+    SimulatorInfo,
+    Suite,
+    Task,
+    VisualChange,
+)
 from vla_gym.worker import DEFAULT_TIMEOUT_S, RemoteSimulator, find_interpreter
 from vla_gym.worker_main import MAX_PICTURE_SIZE, find_versions
 
@@ -61,8 +71,8 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         state: whether to observe the simulator's privileged state (float64).
         action_mode: `"ee_delta"`, `"native"` or a further mode of the suite.
         instruction: `"text"`, `"embedding"` (float32 (384,)) or `"bytes"` (uint8 (256,)).
-        paraphrase: draw one of the task's wordings at each reset instead of the canonical one.
-            Does not change the simulator's draws.
+        paraphrase: draw one of the task's wordings at each reset instead of the canonical one;
+            `"always"`: never the canonical one. Does not change the simulator's draws.
         proprio: `"eef"` or `"joints"`.
         reward: `"native"`, or `"sparse"`: 1.0 in every step in which the task is solved, else 0.0.
         terminate_on_success: whether success ends the episode; None is the suite's own habit.
@@ -100,7 +110,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         state: bool = False,
         action_mode: str = "ee_delta",
         instruction: str = "text",
-        paraphrase: bool = False,
+        paraphrase: bool | str = False,
         proprio: str = "eef",
         reward: str = "native",
         terminate_on_success: bool | None = None,
@@ -141,7 +151,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         sizes = set(images.values()) or {0 if isinstance(image_size, Mapping) else int(image_size)}
         _check_size("render_size", render_size, env_id)
         _check_flag("state", state, env_id)
-        _check_flag("paraphrase", paraphrase, env_id)
+        _check_paraphrase(paraphrase, the_task, env_id)
         if terminate_on_success is not None:
             _check_flag("terminate_on_success", terminate_on_success, env_id)
         _check_name("on_crash", on_crash, ON_CRASH, env_id)
@@ -155,7 +165,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
 
         self._suite, self._task, self._layout = the_suite, the_task, layout
         self._mode = layout.action_modes[action_mode]
-        self._paraphrase = bool(paraphrase)
+        self._paraphrase = paraphrase if isinstance(paraphrase, str) else bool(paraphrase)
         self._sparse = reward == "sparse"
         if terminate_on_success is None:
             terminate_on_success = the_suite.terminate_on_success
@@ -169,6 +179,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             state=bool(state),
             render_quality=render_quality,
             keywords=keywords,
+            settings=self._info.settings,
         )
         self.spec_sheet = SpecSheet(
             id=env_id,
@@ -194,6 +205,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             keywords={k: v for k, v in keywords.items() if the_suite.keywords[k].recorded},
             gripper="suite's own sign" if action_mode == "native" else "+1 opens",
             rotation="axis-angle" if action_mode == "ee_delta" else "suite's own",
+            rest=self._mode.rest,
         )
         self.observation_space = observation_space(
             images,
@@ -208,6 +220,43 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._wordings: tuple[str, ...] = ()  # of the command now in force
         self._language: tuple[str, NDArray[Any] | str] | None = None  # text and its encoding
         self._wordings_rng: np.random.Generator | None = None
+        self._change = AS_IS  # what the simulator shows
+        self._next_change = AS_IS
+
+    @property
+    def paraphrase(self) -> bool | str:
+        """The keyword `paraphrase`."""
+        return self._paraphrase
+
+    @property
+    def perturbs(self) -> tuple[str, ...]:
+        """Which of `"camera"` and `"light"` `perturb` can change on this simulator."""
+        return self._info.perturbs
+
+    def perturb(self, change: VisualChange) -> None:
+        """Show the next episode, and only it, with moved cameras or another light.
+
+        From the next reset to the one after, in all pictures. States, rewards and draws stay what
+        they are. Several calls before a reset add up.
+
+        Args:
+            change: cameras by their contract's names.
+
+        Raises:
+            InvalidOption: the simulator cannot.
+            UnknownName: there is no such camera.
+        """
+        asked = {"camera": bool(change.cameras), "light": change.light is not None}
+        lacking = [kind for kind, wanted in asked.items() if wanted and kind not in self.perturbs]
+        if lacking:
+            raise InvalidOption(
+                f"{self.spec_sheet.id}: the simulator {self._info.name!r} cannot change "
+                f"{' and '.join(lacking)}; it can change {', '.join(self.perturbs) or 'nothing'}"
+            )
+        for camera in change.cameras:
+            _check_name("camera", camera, self._layout.cameras, self.spec_sheet.id)
+        cameras, light = self._next_change
+        self._next_change = VisualChange({**cameras, **change.cameras}, change.light or light)
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -226,6 +275,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             InvalidOption: an option has a value that is not valid.
             SimulatorCrashed: with `on_crash="restart"`, a fresh simulator crashed too.
         """
+        change, self._next_change = self._next_change, AS_IS
         if self._closed:
             raise ClosedEnvironmentError(f"{self.spec_sheet.id} is closed; make a new one")
         super().reset(seed=seed)
@@ -237,10 +287,10 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
             _check_name("reset option", name, self._suite.options, self.spec_sheet.id)
         episode_seed = int(self.np_random.integers(2**31))
         self._episode = "none"
-        frame = self._start_episode(episode_seed, options)
-        self._episode, self._actions = "running", 0
+        frame = self._start_episode(episode_seed, options, change)
         self._wordings = ()  # drawn anew, also where the command is the last episode's
         self._speak(frame.instructions or (self._task.instruction, *self._task.paraphrases))
+        self._episode, self._actions = "running", 0
         info = self._make_info(frame)
         info["episode_seed"] = episode_seed
         info["instructions"] = self._wordings
@@ -345,6 +395,7 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         return f"<VLAEnv {self.spec_sheet.id} on {self.spec_sheet.simulator}>"
 
     def _open(self) -> Simulator:
+        self._change = AS_IS
         if self._python is not None:
             return RemoteSimulator(
                 self._python,
@@ -356,22 +407,27 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         module, _, name = self._info.entry_point.partition(":")
         return getattr(importlib.import_module(module), name)(self._setup)
 
-    def _start_episode(self, seed: int, options: dict[str, Any]) -> Frame:
+    def _start_episode(self, seed: int, options: dict[str, Any], change: VisualChange) -> Frame:
         try:
-            if self._simulator is None:
-                self._simulator = self._open()
-            return self._simulator.reset(seed, options)
+            return self._reset_simulator(seed, options, change)
         except SimulatorCrashed as error:
             if not self._restarts:
                 raise
             logger.warning("%s: trying once more after a crash: %s", self.spec_sheet.id, error)
             self._discard()
         try:
-            self._simulator = self._open()
-            return self._simulator.reset(seed, options)
+            return self._reset_simulator(seed, options, change)
         except SimulatorCrashed:
             self._discard()
             raise
+
+    def _reset_simulator(self, seed: int, options: dict[str, Any], change: VisualChange) -> Frame:
+        if self._simulator is None:
+            self._simulator = self._open()
+        if change != self._change:
+            cast(PerturbableSimulator, self._simulator).perturb(change)
+            self._change = change
+        return self._simulator.reset(seed, options)
 
     def _end_crashed(
         self, error: SimulatorCrashed
@@ -399,7 +455,13 @@ class VLAEnv(gym.Env[Observation, NDArray[np.float32]]):
         text = wordings[0]
         if self._paraphrase:
             assert self._wordings_rng is not None
-            text = wordings[int(self._wordings_rng.integers(len(wordings)))]
+            first = int(self._paraphrase == "always")
+            if first == len(wordings):
+                raise InvalidOption(
+                    f"paraphrase='always' of {self.spec_sheet.id}: the command {text!r}, now in "
+                    "force, has no other wording"
+                )
+            text = wordings[int(self._wordings_rng.integers(first, len(wordings)))]
         if self._language is None or self._language[0] != text:
             self._language = (text, encode(text, self.spec_sheet.instruction))
 
@@ -480,6 +542,18 @@ def _check_timeout(value: Any, python: str | None, where: str) -> None:
 def _check_flag(name: str, value: object, where: str) -> None:
     if not isinstance(value, bool | np.bool_):
         raise InvalidOption(f"{name}={value!r} of {where} must be True or False")
+
+
+def _check_paraphrase(value: object, task: Task, where: str) -> None:
+    if isinstance(value, str):
+        if value != "always":
+            raise UnknownName("paraphrase", value, ("always",), where)
+        if not task.paraphrases:
+            raise InvalidOption(
+                f"paraphrase='always' of {where}: the task has no wording but {task.instruction!r}"
+            )
+    elif not isinstance(value, bool | np.bool_):
+        raise InvalidOption(f"paraphrase={value!r} of {where} must be True or False, or 'always'")
 
 
 def _check_keywords(suite: Suite, keywords: dict[str, Any], where: str) -> dict[str, Any]:

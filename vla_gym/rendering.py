@@ -26,6 +26,8 @@ from vla_gym.deps import require
 from vla_gym.errors import BrokenDependency, DependencyNotInstalled, UnknownName
 from vla_gym.meshes import compute_normals, read_simplified
 from vla_gym.pieces import Pieces, import_gl
+from vla_gym.scenery import shown
+from vla_gym.suite import AS_IS, VisualChange
 from vla_gym.visibility import View, Visibility, find_shown_meshes
 
 __all__ = ["Renderer", "check_rendering", "choose_backend"]
@@ -171,6 +173,8 @@ class Renderer:
             faces.
         hidden_geom_groups: geom groups that the simulator's own viewer does not show.
         cull: whether to leave out what cannot change a pixel (`vla_gym.visibility`).
+        focus_m: middle of the workspace, world frame: moved cameras that stand still go on looking
+            there, lights turn about it.
     """
 
     def __init__(
@@ -180,9 +184,11 @@ class Renderer:
         quality: str = "exact",
         hidden_geom_groups: tuple[int, ...] = (),
         cull: bool = True,
+        focus_m: tuple[float, float, float] = (0.0, 0.0, 0.0),
     ) -> None:
         mujoco = require("mujoco", "metaworld", "rendering")
         self._mujoco, self._model, self._data = mujoco, model, data
+        self._focus_m = focus_m
         self._fast = quality == "fast"
         self._option = mujoco.MjvOption()
         for group in hidden_geom_groups:
@@ -198,8 +204,16 @@ class Renderer:
         self._pieces: Pieces | None = None
         self._size = (0, 0)
 
-    def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+    def render(
+        self, camera: str, height: int, width: int, change: VisualChange = AS_IS
+    ) -> NDArray[np.uint8]:
         """Return the camera's picture: uint8 (height, width, 3), row 0 at its top.
+
+        Args:
+            camera: its name in the model.
+            height: of the picture [pixels].
+            width: of the picture [pixels].
+            change: how to show the scene otherwise, in the model's names of the cameras.
 
         Raises:
             UnknownName: the model has no such camera.
@@ -212,9 +226,12 @@ class Renderer:
         self._camera.fixedcamid = camera_id
         viewport = mujoco.MjrRect(0, 0, width, height)
         pixels = np.empty((height, width, 3), dtype=np.uint8)
+        move = change.cameras.get(camera)
+        changed = shown(self._model, self._data, camera_id, move, change.light, self._focus_m)
         with _current_gl():
             self._prepare(height, width)
-            self._update_scene(height, width)
+            with changed:
+                self._update_scene(height, width)
             mujoco.mjr_render(viewport, self._scene, self._buffer)
             mujoco.mjr_readPixels(pixels, None, viewport, self._buffer)
         return np.ascontiguousarray(pixels[::-1])  # GL's row 0 is at the bottom

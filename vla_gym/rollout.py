@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +15,23 @@ from numpy.typing import NDArray
 from vla_gym.errors import InvalidOption, SimulatorCrashed
 from vla_gym.policy.base import Policy
 
-__all__ = ["MAX_FRAMES", "Episode", "add_batch_axis", "run_episode"]
+__all__ = ["MAX_FRAMES", "Episode", "Trace", "add_batch_axis", "digest", "run_episode"]
 
 MAX_FRAMES = 48
 """Most pictures that one recorded episode keeps; rendering in software costs 50 to 90 ms each."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What replays an episode without its policy, and shows that it was the same.
+
+    Attributes:
+        actions: float32 (length, action_dim), as the policy gave them.
+        digests: uint64 (length + 1,), `digest` of the reset and of each step.
+    """
+
+    actions: NDArray[np.float32]
+    digests: NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,7 @@ class Episode:
         frames: pictures of `env.render()`, the first before the first step and the last after the
             last one; empty unless asked for.
         frame_stride: control steps from one picture to the next.
+        trace: what replays it; None unless asked for.
     """
 
     id: str
@@ -59,6 +75,7 @@ class Episode:
     chain_length: int | None = None
     frames: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False, compare=False)
     frame_stride: int = field(default=0, compare=False)
+    trace: Trace | None = field(default=None, repr=False, compare=False)
 
 
 def run_episode(
@@ -69,6 +86,8 @@ def run_episode(
     options: dict[str, Any] | None = None,
     deterministic: bool = True,
     record_every: int | None = None,
+    max_frames: int = MAX_FRAMES,
+    trace: bool = False,
 ) -> Episode:
     """Play one episode from `env.reset(seed=seed)` to its end.
 
@@ -82,15 +101,16 @@ def run_episode(
         seed: of the env and of the policy.
         options: of `env.reset`.
         deterministic: passed to the policy.
-        record_every: keep `env.render()` of every so many steps. Beyond `MAX_FRAMES` pictures the
-            stride doubles. None records nothing.
+        record_every: keep `env.render()` of every so many steps. None records nothing.
+        max_frames: beyond so many pictures the stride doubles.
+        trace: keep what replays the episode.
 
     Raises:
         InvalidOption: `record_every` is less than 1, or the env was made without a render mode.
         SimulatorCrashed: the simulator crashed, whatever the env's `on_crash` is: an episode
             without an outcome is no episode.
     """
-    film = None if record_every is None else _Film(env, record_every)
+    film = None if record_every is None else _Film(env, record_every, max_frames)
     if hasattr(policy, "set_random_seed"):
         policy.set_random_seed(seed)  # type: ignore[attr-defined]  # optional by design
     started = time.perf_counter()
@@ -103,6 +123,8 @@ def run_episode(
     state, length, total, success = None, 0, 0.0, False
     starts, chain_length = True, info.get("chain_length")
     terminated = truncated = False
+    taken: list[NDArray[np.float32]] = []
+    digests = [digest(observation, 0.0, info)] if trace else []
     while not (terminated or truncated):
         started = time.perf_counter()
         actions, state = policy.predict(
@@ -119,6 +141,9 @@ def run_episode(
         success = success or bool(info["success"])
         starts = info.get("chain_length") != chain_length
         chain_length = info.get("chain_length")
+        if trace:
+            taken.append(np.array(actions[0], dtype=np.float32))
+            digests.append(digest(observation, float(reward), info))
         if film is not None:
             film.see(length, last=terminated or truncated)
     return Episode(
@@ -138,7 +163,24 @@ def run_episode(
         chain_length=None if chain_length is None else int(chain_length),
         frames=() if film is None else tuple(film.frames),
         frame_stride=0 if film is None else film.stride,
+        trace=Trace(np.array(taken), np.array(digests, np.uint64)) if trace else None,
     )
+
+
+def digest(observation: Mapping[str, Any], reward: float, info: Mapping[str, Any]) -> int:
+    """Return 64 bits of a hash of what a step showed: all numbers, the command and the success.
+
+    A reset shows the simulator's seed besides, which stands for the state where that is not
+    observed. Pictures are left out: hashing them would cost more than a step.
+    """
+    found = hashlib.blake2b(digest_size=8)
+    for key in sorted(observation):
+        if not key.startswith("rgb_"):
+            value = observation[key]
+            found.update(value.encode() if isinstance(value, str) else np.asarray(value).tobytes())
+    found.update(np.float64(reward).tobytes() + bytes([bool(info["success"])]))
+    found.update(str(info.get("episode_seed")).encode())  # at a reset
+    return int.from_bytes(found.digest(), "little")
 
 
 def add_batch_axis(observation: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +194,7 @@ def add_batch_axis(observation: dict[str, Any]) -> dict[str, Any]:
 class _Film:
     """The pictures of an episode of unknown length, evenly spaced and never too many."""
 
-    def __init__(self, env: gym.Env[Any, Any], every: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], every: int, most: int) -> None:
         if every < 1:
             raise InvalidOption(f"record_every={every} must be at least 1")
         if env.render_mode != "rgb_array":
@@ -160,14 +202,14 @@ class _Film:
                 f"recording {_id_of(env)} needs pictures, but it was made with "
                 f'render_mode={env.render_mode!r}; make it with render_mode="rgb_array"'
             )
-        self._env = env
+        self._env, self._most = env, most
         self.stride = every
         self.frames: list[NDArray[np.uint8]] = []
 
     def see(self, step: int, last: bool = False) -> None:
         if step % self.stride and not last:
             return
-        if len(self.frames) == MAX_FRAMES:
+        if len(self.frames) == self._most:
             self.frames = self.frames[::2]
             self.stride *= 2
             if step % self.stride and not last:

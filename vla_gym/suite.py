@@ -15,17 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "AS_IS",
     "ActionMode",
     "Camera",
+    "CameraMove",
     "Entry",
     "Frame",
     "Keyword",
     "Layout",
+    "LightChange",
+    "PerturbableSimulator",
     "Setup",
     "Simulator",
     "SimulatorInfo",
     "Suite",
     "Task",
+    "VisualChange",
 ]
 
 
@@ -60,18 +65,27 @@ class ActionMode:
         native_dim: length of the suite's own vector.
         horizon: actions after which an episode is truncated where that is fewer than the task's
             horizon, for a mode whose actions take many control steps each.
+        rest: the action that leaves everything as it is at the start of an episode: no motion, and
+            what keeps open fingers open; where the fingers are not open, the gripper's entries
+            have the opposite sign. None where there is no such action, as with absolute poses.
     """
 
     entries: tuple[Entry, ...]
     native: tuple[tuple[int, float] | None, ...]
     native_dim: int
     horizon: int | None = None
+    rest: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.entries) != len(self.native):
             raise ValueError(
                 f"an ActionMode needs one `native` item per entry: {len(self.entries)} entries, "
                 f"{len(self.native)} items"
+            )
+        if self.rest is not None and len(self.rest) != len(self.entries):
+            raise ValueError(
+                f"an ActionMode needs one `rest` item per entry: {len(self.entries)} entries, "
+                f"{len(self.rest)} items"
             )
 
     def to_native(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -173,6 +187,9 @@ class SimulatorInfo:
         defaults: of the suite's keywords, where this simulator's are others.
         stand_in_for: name of the original simulator if this is one of our own in its place, whose
             scores are never the original's.
+        perturbs: which of `"camera"` and `"light"` its `perturb` can change; with any of them it is
+            a `PerturbableSimulator`.
+        settings: plain values that its `Setup` carries, for an entry point that serves many.
     """
 
     name: str
@@ -186,6 +203,8 @@ class SimulatorInfo:
     layout: Callable[[Task, Mapping[str, Any]], Layout] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     stand_in_for: str = ""
+    perturbs: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -243,6 +262,7 @@ class Setup:
         state: whether frames carry the privileged state.
         render_quality: `"exact"` or `"fast"`.
         keywords: the suite's own keywords, all of them.
+        settings: of the `SimulatorInfo`.
     """
 
     suite: str
@@ -254,6 +274,7 @@ class Setup:
     state: bool
     render_quality: str
     keywords: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Frame(NamedTuple):
@@ -283,6 +304,55 @@ class Frame(NamedTuple):
     truncated: bool = False
 
 
+class CameraMove(NamedTuple):
+    """Where a camera goes from its own place. Plain numbers, so that it can travel.
+
+    Attributes:
+        offset_m: (3,) to the right, up and back, in the camera's own frame [m]. A camera on a
+            moving body goes a fifth as far; one that stands still turns so that it goes on looking
+            at the same point of the workspace.
+        turn: (3,): tilt and pan as shares of the vertical field of view, so that a picture shifts
+            alike through every lens, and roll [rad].
+    """
+
+    offset_m: tuple[float, float, float]
+    turn: tuple[float, float, float]
+
+
+class LightChange(NamedTuple):
+    """What becomes of the light. Plain numbers, so that it can travel.
+
+    Attributes:
+        rotation: (3,), axis times angle by which all lights turn about the workspace, world frame
+            [rad].
+        lights: (3,) factors of red, green and blue of the scene's lights.
+        ambient: (3,) factors of the light that is everywhere or comes from the camera.
+    """
+
+    rotation: tuple[float, float, float]
+    lights: tuple[float, float, float]
+    ambient: tuple[float, float, float]
+
+
+class VisualChange(NamedTuple):
+    """How a scene is shown otherwise than it is; nothing that moves or collides knows of it.
+
+    Attributes:
+        cameras: name -> move; a camera that is not named stays.
+        light: None leaves it as it is.
+    """
+
+    cameras: Mapping[str, CameraMove] = MappingProxyType({})
+    light: LightChange | None = None
+
+    def rename(self, cameras: Mapping[str, Camera]) -> VisualChange:
+        """Return the same with each camera's name in the suite."""
+        return VisualChange({cameras[k].native: v for k, v in self.cameras.items()}, self.light)
+
+
+AS_IS = VisualChange()
+
+
 class Simulator(Protocol):
     """One running task. Nothing here knows of Gymnasium; `VLAEnv` gives it the contract."""
 
@@ -304,4 +374,16 @@ class Simulator(Protocol):
 
     def close(self) -> None:
         """Free what the simulator holds. Called once."""
+        ...
+
+
+class PerturbableSimulator(Simulator, Protocol):
+    """A simulator that can show its scene otherwise than it is."""
+
+    def perturb(self, change: VisualChange) -> None:
+        """Have all pictures from now on show this change alone, until the next call.
+
+        Cameras have their contract's names. `AS_IS` shows the scene as it is, bit for bit; states,
+        rewards and draws are the same with every change.
+        """
         ...

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_gym import errors, worker_main
-from vla_gym.suite import Frame, Setup
+from vla_gym.suite import Frame, Setup, VisualChange
 from vla_gym.worker_main import MAX_PICTURE_SIZE, Channel, pack, place_pictures
 
 __all__ = ["DEFAULT_TIMEOUT_S", "RemoteSimulator", "find_interpreter"]
@@ -125,6 +125,14 @@ class RemoteSimulator:
         """See `vla_gym.suite.Simulator`; height and width at most MAX_PICTURE_SIZE."""
         self._call("render", camera=camera, height=height, width=width)
         return self._rest[: height * width * 3].reshape(height, width, 3)
+
+    def perturb(self, change: VisualChange) -> None:
+        """See `vla_gym.suite.PerturbableSimulator`.
+
+        Raises:
+            InvalidOption: the simulator over there is none.
+        """
+        self._call("perturb", cameras=change.cameras, light=change.light)
 
     def close(self) -> None:
         """Ask the simulator to close and end its process. Safe to call more than once."""

@@ -46,7 +46,7 @@ else:
 
 __all__ = ["MAX_PICTURE_SIZE", "PROTOCOL", "Channel", "pack", "place_pictures", "serve", "unpack"]
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of what the two sides say to each other; they must have the same."""
 
 MAX_PICTURE_SIZE = 2048
@@ -323,6 +323,15 @@ class _Host:
         target = self._rest[: height * width * 3].reshape(height, width, 3)
         _write(target, self._simulator.render(camera, height, width), camera)
 
+    def perturb(self, cameras: dict[str, Any], light: Any) -> None:
+        if not hasattr(self._simulator, "perturb"):
+            errors = importlib.import_module("vla_gym.errors")
+            raise errors.InvalidOption("this simulator can change neither cameras nor light")
+        suite = importlib.import_module("vla_gym.suite")
+        moves = {name: suite.CameraMove(*move) for name, move in cameras.items()}
+        light = None if light is None else suite.LightChange(*light)
+        self._simulator.perturb(suite.VisualChange(moves, light))
+
     def close(self) -> None:
         simulator, self._simulator = self._simulator, None
         if simulator is not None:
@@ -401,7 +410,8 @@ def _provide_package(folder: str) -> None:
     package.__spec__ = importlib.machinery.ModuleSpec("vla_gym", None, is_package=True)
     package.__spec__.submodule_search_locations = [folder]
     # An outside module may register its suite where it is imported; here there is no registry.
-    package.register_suite = lambda suite: None  # type: ignore[attr-defined]
+    for name in ("register_suite", "register_env"):
+        setattr(package, name, lambda *arguments, **keywords: None)
     sys.modules["vla_gym"] = package
     sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]  # a finder needs find_spec alone
 

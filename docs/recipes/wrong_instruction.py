@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import vla_gym
-from vla_gym.cli import read_keywords
+from vla_gym.cli.options import read_keywords
 from vla_gym.evaluation.evaluate import evaluate, find_ids
 from vla_gym.evaluation.metrics import summarize
 from vla_gym.evaluation.report import write_report

@@ -60,11 +60,12 @@ class CalvinExpert:
         batch, instructions = observation["state"], observation["instruction"]
         runs: list[Any] = [None] * len(batch) if state is None else list(state)
         actions = np.zeros((len(batch), 7), np.float32)
-        for row, seen in enumerate(batch):
+        for row in range(len(batch)):
             instruction = str(instructions[row])
             begins = runs[row] is None or (episode_start is not None and episode_start[row])
             if begins or runs[row][0] != instruction:
                 runs[row] = instruction, self._make_skill(instruction)
+        for row, seen in enumerate(batch):  # once all are known: no skill goes on for nothing
             seen = np.asarray(seen, np.float64)
             actions[row] = runs[row][1].act(seen[:ROBOT_OBS_DIM], seen[ROBOT_OBS_DIM:])
         return actions, runs

@@ -28,7 +28,7 @@ from vla_gym.policy import Chunker
 from vla_gym_policies import lerobot_worker
 from vla_gym_policies.checkpoints import declare, find_folder
 from vla_gym_policies.lerobot_worker import receive, send
-from vla_gym_policies.remote import RemotePolicyError, read_starts
+from vla_gym_policies.remote import RemotePolicyError, Seats
 
 __all__ = ["LeRobotPolicy", "LeRobotWorker", "make_lerobot_policy"]
 
@@ -163,7 +163,7 @@ class LeRobotPolicy:
     ) -> None:
         self.worker, self.spec = worker, spec
         self._cameras, self._state_dim = dict(cameras), state_dim
-        self._chunker, self._state_of = chunker, state
+        self._chunker, self._state_of, self._seats = chunker, state, Seats()
 
     def set_random_seed(self, seed: int) -> None:
         """Seed the draws of the policy."""
@@ -181,9 +181,14 @@ class LeRobotPolicy:
         if self._chunker is not None:
             return self._chunker.predict(self._predict_chunk, observation, state, episode_start)
         count = len(observation["instruction"])
-        starts = read_starts(count, state, episode_start)
-        answer = self.worker.call("act", starts=starts.tolist(), **self._translate(observation))
-        return answer["actions"].astype(np.float32), range(count)
+        known, starts = self._seats.read(count, state, episode_start)
+        answer = self.worker.call(
+            "act",
+            seats=[memory.seat.number for memory in known],
+            starts=starts.tolist(),
+            **self._translate(observation),
+        )
+        return answer["actions"].astype(np.float32), known
 
     def close(self) -> None:
         """End the other process. Safe to call more than once."""

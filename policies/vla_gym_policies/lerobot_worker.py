@@ -135,15 +135,17 @@ class Host:
             flat = self._finish(chunks.reshape(-1, chunks.shape[-1]))
         return {"actions": _to_numpy(flat).reshape(*chunks.shape[:2], -1)}
 
-    def act(self, task: list[str], starts: list[bool], **arrays: Any) -> dict[str, Any]:
-        """Return one action (b, A) for each of b envs, whose history is kept until it starts anew.
+    def act(
+        self, task: list[str], seats: list[int], starts: list[bool], **arrays: Any
+    ) -> dict[str, Any]:
+        """Return one action (b, A) for each of b envs, whose history is kept for its seat.
 
         LeRobot's `reset()` resets all envs of a batch, so each env has a policy of its own; they
         share their weights.
         """
         actions = []
-        for row, start in enumerate(starts):
-            policy = self._policy_of(row)
+        for row, (seat, start) in enumerate(zip(seats, starts, strict=True)):
+            policy = self._policy_of(seat)
             if start:
                 policy.reset()
             one = {key: value[row : row + 1] for key, value in arrays.items()}
@@ -152,12 +154,12 @@ class Host:
                 actions.append(_to_numpy(self._finish(policy.select_action(batch))))
         return {"actions": np.concatenate(actions)}
 
-    def _policy_of(self, row: int) -> Any:
-        if row not in self._policies:
+    def _policy_of(self, seat: int) -> Any:
+        if seat not in self._policies:
             policy = self._policy
             weights = [*policy.parameters(), *policy.buffers()]
-            self._policies[row] = copy.deepcopy(policy, {id(weight): weight for weight in weights})
-        return self._policies[row]
+            self._policies[seat] = copy.deepcopy(policy, {id(weight): weight for weight in weights})
+        return self._policies[seat]
 
     def _make_batch(self, task: list[str], arrays: dict[str, Any]) -> dict[str, Any]:
         """Return LeRobot's batch: float32, pictures (b, 3, H, W) in [0, 1]."""

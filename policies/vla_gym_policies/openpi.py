@@ -22,9 +22,10 @@ from vla_gym.policy import Chunker
 from vla_gym.wire import Dialect, get_dialect
 from vla_gym_policies.remote import (
     Connections,
+    Memory,
     RemotePolicyError,
+    Seats,
     read_address,
-    read_starts,
     take_env,
 )
 
@@ -95,7 +96,7 @@ class OpenPIPolicy:
         if spec is None and isinstance(ours, Mapping) and self._dialect.keys is None:
             spec = _read_spec(ours["spec"])
         self.spec = spec or _spec_of(self._dialect, image_size)
-        self._chunker = Chunker(execute, ensemble)
+        self._chunker, self._seats = Chunker(execute, ensemble), Seats()
         self._seed: int | None = None
 
     def for_env(self, sheet: SpecSheet) -> OpenPIPolicy:
@@ -131,10 +132,12 @@ class OpenPIPolicy:
             RemotePolicyError: the server has raised an error, whose traceback is in the text.
         """
         count = len(next(iter(observation.values())))
-        starts = read_starts(count, state, episode_start)
-        marked = {**observation, "row": np.arange(count), "start": starts}
+        known, starts = self._seats.read(count, state, episode_start)
+        numbers = np.array([memory.seat.number for memory in known])
+        marked = {**observation, "seat": numbers, "start": starts}
         ask = functools.partial(self._ask, deterministic)
-        return self._chunker.predict(ask, marked, state, starts)
+        actions, chunks = self._chunker.predict(ask, marked, [memory.chunks for memory in known])
+        return actions, [Memory(m.seat, left) for m, left in zip(known, chunks, strict=True)]
 
     def close(self) -> None:
         """Close the connections."""
@@ -143,13 +146,13 @@ class OpenPIPolicy:
     def _ask(self, deterministic: bool, observation: dict[str, Any]) -> NDArray[np.float32]:
         """Return the chunks (b, T, A) of b envs."""
         chunks = []
-        for i in range(len(observation["row"])):
+        for i in range(len(observation["seat"])):
             env = take_env(observation, i)
-            row, start = int(env.pop("row")), bool(env.pop("start"))
+            seat, start = int(env.pop("seat")), bool(env.pop("start"))
             message = self._dialect.write(env)
             if self._ours:
                 message |= self._say_more(start, deterministic)
-            chunks.append(self._infer(row, message))
+            chunks.append(self._infer(seat, message))
         if len({chunk.shape for chunk in chunks}) > 1:
             raise RemotePolicyError(
                 f"the server at {self._address} answers with chunks of several shapes: "
@@ -166,9 +169,9 @@ class OpenPIPolicy:
             more["vla_gym/seed"], self._seed = self._seed, None
         return more
 
-    def _infer(self, row: int, message: dict[str, Any]) -> NDArray[np.float32]:
+    def _infer(self, seat: int, message: dict[str, Any]) -> NDArray[np.float32]:
         try:
-            answer = self._clients[row].infer(message)
+            answer = self._clients[seat].infer(message)
         except RemotePolicyError as error:
             self.close()  # the server has closed that one; after an error none is trusted
             raise RemotePolicyError(f"the policy server at {self._address}: {error}") from error

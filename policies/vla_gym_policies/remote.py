@@ -1,17 +1,19 @@
-"""What the clients of policy servers share: their error, and one connection for each env."""
+"""What the clients of policy servers share: their error, connections, and a seat for each env."""
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import time
+import weakref
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Connections", "RemotePolicyError", "read_address", "read_starts", "take_env"]
+__all__ = ["Connections", "Memory", "RemotePolicyError", "Seats", "read_address", "take_env"]
 
 C = TypeVar("C")
 
@@ -21,7 +23,7 @@ class RemotePolicyError(gym.error.Error, RuntimeError):
 
 
 class Connections(Generic[C]):
-    """A connection for each env of a batch, opened when it is first needed.
+    """A connection for each seat, opened when it is first needed.
 
     Servers keep what they remember of an episode, if anything, for each connection.
 
@@ -38,10 +40,10 @@ class Connections(Generic[C]):
         self._open_one, self._address = open_one, address
         self._open: dict[int, C] = {0: self._connect(wait_s)}
 
-    def __getitem__(self, row: int) -> C:
-        if row not in self._open:
-            self._open[row] = self._connect()
-        return self._open[row]
+    def __getitem__(self, seat: int) -> C:
+        if seat not in self._open:
+            self._open[seat] = self._connect()
+        return self._open[seat]
 
     def close(self) -> None:
         """Close all; they are opened again when they are needed."""
@@ -64,6 +66,63 @@ class Connections(Generic[C]):
             time.sleep(0.2)
 
 
+class _Seat:
+    """A number that is free again when nothing remembers this object any more."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Memory(NamedTuple):
+    """An entry of a policy's `state`: the env's seat, and what is left of its chunks."""
+
+    seat: _Seat
+    chunks: Any = ()
+
+
+class Seats:
+    """Numbers for envs: what a server remembers of an episode it keeps for such a number.
+
+    A row of a batch is no such number, since the next batch may have other envs in another order.
+    An env keeps its seat as long as its entry of `state` is handed on; the lowest one that is free
+    is taken first, so that the envs of a vector env have their own indices.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._count = 0
+
+    def read(
+        self, count: int, state: Any, episode_start: Any
+    ) -> tuple[list[Memory], NDArray[np.bool_]]:
+        """Return what is known of each env, and (count,) True where an episode begins.
+
+        Args:
+            count: of envs.
+            state: what `predict` returned: a list of `Memory`, with None for a new env. One of
+                another number of envs is void.
+            episode_start: as `predict` takes it.
+        """
+        before = state if state is not None and len(state) == count else [None] * count
+        starts = np.array([memory is None for memory in before])
+        if episode_start is not None:
+            starts |= np.asarray(episode_start, bool)
+        known = [Memory(self._take()) if memory is None else memory for memory in before]
+        return [
+            Memory(memory.seat) if start else memory
+            for memory, start in zip(known, starts, strict=True)
+        ], starts
+
+    def _take(self) -> _Seat:
+        if self._free:
+            seat = _Seat(heapq.heappop(self._free))
+        else:
+            seat = _Seat(self._count)
+            self._count += 1
+        weakref.finalize(seat, heapq.heappush, self._free, seat.number).atexit = False
+        return seat
+
+
 def read_address(address: str, host: str, port: int) -> str:
     """Return the WebSocket address of `"host:port"`, `"host"`, `":port"` or `"ws://..."`.
 
@@ -81,13 +140,6 @@ def read_address(address: str, host: str, port: int) -> str:
     if number and not number.isdigit():
         raise RemotePolicyError(f"the address {address!r} is not HOST:PORT, such as {host}:{port}")
     return f"ws://{name or host}:{number or port}"
-
-
-def read_starts(count: int, state: Any, episode_start: Any) -> NDArray[np.bool_]:
-    """Return (count,) True where an episode begins, also for a `state` of other envs."""
-    if state is None or len(state) != count:
-        return np.ones(count, bool)
-    return np.zeros(count, bool) if episode_start is None else np.array(episode_start, bool)
 
 
 def take_env(observation: dict[str, Any], row: int) -> dict[str, Any]:

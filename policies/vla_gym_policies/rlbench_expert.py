@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class RLBenchExpert:
         for row, seen in enumerate(batch):
             if runs[row] is None or (episode_start is not None and episode_start[row]):
                 runs[row] = _Run(self._task, self._scale)
+            runs[row] = copy.copy(runs[row])  # the caller's may be asked for this step again
             actions[row] = runs[row].act(np.asarray(seen, np.float64))
         return actions, runs
 
@@ -92,7 +94,7 @@ class _Run:
         if self._wait > 0:
             self._wait -= 1
             if self._wait == 0:
-                self._plan.pop(0)
+                self._plan = self._plan[1:]
                 self._start_waypoint()
             action[6] = self._gripper
             return action

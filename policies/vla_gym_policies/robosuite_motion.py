@@ -6,6 +6,8 @@ the world, in which `state` is given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,10 +75,14 @@ def steer(
 
 
 def start_phases(
-    state: NDArray[np.int64] | None, episode_start: NDArray[np.bool_] | None, size: int
-) -> NDArray[np.int64]:
-    """Return a copy of the phases, (B, 2): phase and steps spent in it; zero where one starts."""
-    phases = np.zeros((size, 2), np.int64) if state is None else np.array(state)
-    if episode_start is not None:
-        phases[np.asarray(episode_start, bool)] = 0
-    return phases
+    state: Sequence[NDArray[np.int64] | None] | None,
+    episode_start: NDArray[np.bool_] | None,
+    size: int,
+) -> list[NDArray[np.int64]]:
+    """Return copies of the B phases, (2,): phase and steps spent in it; zero where one starts."""
+    starts = np.zeros(size, bool) if episode_start is None else episode_start
+    before = [None] * size if state is None else state
+    return [
+        np.zeros(2, np.int64) if start or phase is None else phase.copy()
+        for phase, start in zip(before, starts, strict=True)
+    ]

@@ -23,9 +23,10 @@ from vla_gym.policy import Chunker
 from vla_gym.wire import LIBERO, Dialect
 from vla_gym_policies.remote import (
     Connections,
+    Memory,
     RemotePolicyError,
+    Seats,
     read_address,
-    read_starts,
     take_env,
 )
 
@@ -111,7 +112,7 @@ class VLAEvalPolicy:
         self.metadata = self._clients[0].metadata
         self._dialect = _trim(dialect, self.metadata)
         self.spec = self._read_spec(image_size, gripper, rotation)
-        self._chunker = Chunker(execute, ensemble)
+        self._chunker, self._seats = Chunker(execute, ensemble), Seats()
 
     def predict(
         self,
@@ -127,9 +128,12 @@ class VLAEvalPolicy:
         """
         del deterministic
         count = len(next(iter(observation.values())))
-        starts = read_starts(count, state, episode_start)
-        marked = {**observation, "row": np.arange(count), "start": starts}
-        return self._chunker.predict(self._ask, marked, state, starts)
+        known, starts = self._seats.read(count, state, episode_start)
+        numbers = np.array([memory.seat.number for memory in known])
+        marked = {**observation, "seat": numbers, "start": starts}
+        chunks = [memory.chunks for memory in known]
+        actions, chunks = self._chunker.predict(self._ask, marked, chunks)
+        return actions, [Memory(m.seat, left) for m, left in zip(known, chunks, strict=True)]
 
     def close(self) -> None:
         """Close the connections."""
@@ -138,8 +142,8 @@ class VLAEvalPolicy:
     def _ask(self, observation: dict[str, Any]) -> NDArray[np.float32]:
         """Return the chunks (b, T, A) of b envs."""
         try:
-            envs = [take_env(observation, i) for i in range(len(observation["row"]))]
-            clients = [self._clients[int(env["row"])] for env in envs]
+            envs = [take_env(observation, i) for i in range(len(observation["seat"]))]
+            clients = [self._clients[int(env["seat"])] for env in envs]
             for client, env in zip(clients, envs, strict=True):
                 if env["start"]:
                     client.start_episode(env["instruction"])

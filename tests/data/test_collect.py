@@ -21,6 +21,7 @@ from vla_gym.cli import app
 from vla_gym.collect import EXPERTS, collect, find_expert
 from vla_gym.data import Dataset, write_dataset
 from vla_gym.errors import ContractMismatch, InvalidOption
+from vla_gym.evaluation.store import load_records
 from vla_gym.policy import list_policies
 from vla_gym.registration import list_ids
 from vla_gym.replay import replay
@@ -111,14 +112,13 @@ def test_a_killed_collection_loses_only_the_episode_in_work(tmp_path):
     process = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path / "set")], env=environment
     )
-    records = tmp_path / "set" / "records.jsonl"
     deadline = time.monotonic() + 60
-    while not records.exists() or records.read_bytes().count(b"\n") < 3:
+    while len(load_records(tmp_path / "set")) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.wait()
-    ended = records.read_bytes().count(b"\n")
+    ended = len(load_records(tmp_path / "set"))
     assert 3 <= ended < 40
     played = []
     play(tmp_path / "set", episodes=40, noise=0.05, on_record=played.append)

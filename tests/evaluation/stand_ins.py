@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,24 @@ class DiesOnce(Zero):
         if self.seed == 2 and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SleepsOnSeed2(Zero):
+    def act(self):
+        if self.seed == 2:
+            time.sleep(3600)
+
+
+class ReachesAndLeaves(ReachBall):
+    """Goes to the ball for 30 steps, and then away from it."""
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        action, _ = super().predict(observation)
+        steps = [0] * len(action) if state is None else state
+        for row, step in enumerate(steps):
+            if step >= 30:
+                action[row] = 1.0
+        return action, [step + 1 for step in steps]
 
 
 class OtherSuite(Zero):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
-import json
 
 import gymnasium as gym
 import numpy as np
@@ -17,8 +16,8 @@ from vla_gym import registration
 from vla_gym.errors import InvalidOption
 from vla_gym.evaluation.evaluate import evaluate
 from vla_gym.evaluation.metrics import summarize_chains
-from vla_gym.evaluation.records import load_records
 from vla_gym.evaluation.report import DASH, write_report
+from vla_gym.evaluation.store import Store, load_records
 from vla_gym.rollout import run_episode
 
 pytestmark = needs("eval")
@@ -209,30 +208,28 @@ def test_the_best_is_not_named_across_simulators(errands, tmp_path):
     both = {"boy": errands.Boy, "idle": errands.IdleBoy}
     evaluate(both, [IMPORTED], folder=tmp_path / "a", **options)
     assert 'class="rate best"' in write_report([tmp_path / "a"]).read_text()
-    records = (tmp_path / "a" / "records.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in records]
-    for line in lines:
-        if line["policy"] == "idle":
-            line["protocol"]["keywords"]["town"] = "A"
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "a" / "records.jsonl").write_text(text)
+    with Store(tmp_path / "a") as store:
+        for record in load_records(tmp_path / "a"):
+            if record.policy == "idle":
+                record.protocol["keywords"]["town"] = "A"
+                store.append(record)
     html = write_report([tmp_path / "a"]).read_text()
     assert 'class="rate best"' not in html
     assert "bicycle, town=A" in html and "bicycle, town=D" in html
 
 
 def test_the_command_line_prints_a_table_that_80_columns_hold(errands, tmp_path, monkeypatch):
-    from rich.console import Console
     from typer.testing import CliRunner
 
-    from vla_gym import cli
+    from vla_gym.cli import app
+    from vla_gym.cli.console import EXIT_CRASHED, console
 
     policies = {"boy": errands.Boy, "a boy of a rather long name": errands.IdleBoy}
-    monkeypatch.setattr(cli, "read_policies", lambda _: policies)
-    monkeypatch.setattr(cli, "console", Console(width=80))
+    monkeypatch.setattr("vla_gym.cli.evaluate.read_policies", lambda _: policies)
+    monkeypatch.setattr(console, "width", 80)
     arguments = ["eval", "-p", "x", "-e", IMPORTED, "-n", "10", "-o", str(tmp_path), "--no-video"]
-    found = CliRunner().invoke(cli.app, arguments)
-    assert found.exit_code == cli.EXIT_CRASHED, found.output
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == EXIT_CRASHED, found.output
     lines = found.output.splitlines()
     assert max(map(len, lines[:-1])) <= 80
     assert "Errands-Chain-v0: bicycle, town=D" in lines

@@ -76,7 +76,7 @@ def test_a_mean_interval_has_the_value_of_the_table():
 
 
 def record(outcome, seed=0, episode_return=1.0, length=10, policy="p", env_id="VLA/Toy-Reach-v0"):
-    crashed = outcome == "crashed"
+    crashed = outcome in ("crashed", "timeout")
     return Record(
         policy=policy,
         id=env_id,
@@ -103,6 +103,18 @@ def test_a_policy_that_only_crashed_has_no_rate_instead_of_zero():
     (found,) = summarize([record("crashed")])
     assert found.n == 0
     assert found.rate is found.rate_interval is found.mean_return is found.mean_length is None
+
+
+def test_a_timeout_is_counted_apart_from_crashes_and_is_not_a_failure():
+    outcomes = ["success", "timeout", "crashed", "timeout"]
+    (found,) = summarize([record(outcome, seed) for seed, outcome in enumerate(outcomes)])
+    assert (found.n, found.successes, found.crashed, found.timeouts) == (1, 1, 1, 2)
+
+
+def test_perturbed_episodes_have_a_summary_of_their_own():
+    perturbed = dataclasses.replace(record("failure"), perturbation="camera")
+    found = summarize([record("success"), perturbed, record("success", 1)])
+    assert [(s.perturbation, s.n, s.rate) for s in found] == [("", 2, 1.0), ("camera", 1, 0.0)]
 
 
 def test_pooling_weighs_every_episode_the_same():

@@ -42,12 +42,12 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """The episodes of one policy on one task.
+    """The episodes of one policy on one task, under one perturbation or none.
 
     Attributes:
         policy, id: names.
-        n: episodes with an outcome, success or failure; a crashed one has none.
-        successes: of those, how many were solved after any step.
+        n: episodes with an outcome, success or failure; one that crashed or timed out has none.
+        successes: of those, how many were solved, by the protocol's rule.
         crashed: episodes that ended in an error; not in `n`.
         rate, rate_interval: success rate and its Wilson 95 % interval; None without data.
         mean_return, return_interval: undiscounted, with Student's t 95 % interval; None without
@@ -55,6 +55,8 @@ class Summary:
         mean_length: control steps.
         mean_seconds: wall time of an episode, env and policy together.
         policy_ms: wall time of the policy per control step [ms].
+        timeouts: episodes that stood still and were given up; not in `n`.
+        perturbation: of these episodes, `""`: none.
     """
 
     policy: str
@@ -69,6 +71,8 @@ class Summary:
     mean_length: float | None
     mean_seconds: float | None
     policy_ms: float | None
+    timeouts: int = 0
+    perturbation: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class ChainSummary:
 
     Attributes:
         policy, id: names.
-        n: chains with an outcome; a crashed one has none.
+        n: chains with an outcome; one that crashed or timed out has none.
         crashed: chains that ended in an error; not in `n`.
         rates: SR_1 to SR_5, where SR_k is the share of chains of which at least the first k
             instructions were followed in a row; empty without data.
@@ -86,6 +90,8 @@ class ChainSummary:
             SR_1 + ... + SR_5, for a chain of length L counts once in each of SR_1 to SR_L: not the
             sum of k * SR_k, which circulates too and would reach 15.
         length_interval: of `mean_length`; None with less than two chains.
+        timeouts: chains that stood still and were given up; not in `n`.
+        perturbation: of these chains, `""`: none.
     """
 
     policy: str
@@ -96,6 +102,8 @@ class ChainSummary:
     rate_intervals: tuple[Interval, ...]
     mean_length: float | None
     length_interval: Interval | None
+    timeouts: int = 0
+    perturbation: str = ""
 
 
 def success_interval(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
@@ -156,21 +164,19 @@ def bootstrap_intervals(values: NDArray[np.float64]) -> tuple[Interval, ...]:
 
 
 def summarize(records: Iterable[Record]) -> list[Summary]:
-    """Return one summary per policy and id, in the order in which they first appear."""
-    return [_summarize(policy, env_id, group) for (policy, env_id), group in _group(records)]
+    """Return one summary per policy, id and perturbation, in the order of their first records."""
+    return [_summarize(*names, group) for names, group in _group(records)]
 
 
 def summarize_chains(records: Iterable[Record]) -> list[ChainSummary]:
-    """Return one summary per policy and id whose env plays chains, in the order of `summarize`.
+    """Return one summary per policy, id and perturbation, of the ids whose env plays chains.
 
     An env that plays chains is one of which some record has a `chain_length`.
     """
     records = list(records)
     chains = {record.id for record in records if record.chain_length is not None}
     return [
-        _summarize_chains(policy, env_id, group)
-        for (policy, env_id), group in _group(records)
-        if env_id in chains
+        _summarize_chains(*names, group) for names, group in _group(records) if names[1] in chains
     ]
 
 
@@ -183,14 +189,16 @@ def pool(summaries: Sequence[Summary]) -> tuple[int, int, float | None, Interval
     return successes, n, successes / n if n else None, success_interval(successes, n)
 
 
-def _group(records: Iterable[Record]) -> Iterable[tuple[tuple[str, str], list[Record]]]:
-    groups: dict[tuple[str, str], list[Record]] = {}
+def _group(records: Iterable[Record]) -> Iterable[tuple[tuple[str, str, str], list[Record]]]:
+    groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
-        groups.setdefault((record.policy, record.id), []).append(record)
+        groups.setdefault((record.policy, record.id, record.perturbation), []).append(record)
     return groups.items()
 
 
-def _summarize_chains(policy: str, env_id: str, records: list[Record]) -> ChainSummary:
+def _summarize_chains(
+    policy: str, env_id: str, perturbation: str, records: list[Record]
+) -> ChainSummary:
     lengths = np.array([r.chain_length for r in records if r.chain_length is not None], np.float64)
     goals = np.arange(1, CHAIN_TASKS + 1)[:, None]
     followed = (lengths >= goals).astype(np.float64)  # (CHAIN_TASKS, n)
@@ -205,11 +213,13 @@ def _summarize_chains(policy: str, env_id: str, records: list[Record]) -> ChainS
         rate_intervals=intervals[:-1],
         mean_length=float(lengths.mean()) if n else None,
         length_interval=intervals[-1] if intervals else None,
+        timeouts=sum(record.outcome == "timeout" for record in records),
+        perturbation=perturbation,
     )
 
 
-def _summarize(policy: str, env_id: str, records: list[Record]) -> Summary:
-    done = [record for record in records if record.outcome != "crashed"]
+def _summarize(policy: str, env_id: str, perturbation: str, records: list[Record]) -> Summary:
+    done = [record for record in records if record.counts]
     successes = sum(record.outcome == "success" for record in done)
     returns = [record.episode_return for record in done if record.episode_return is not None]
     steps = sum(record.length or 0 for record in done)
@@ -221,7 +231,7 @@ def _summarize(policy: str, env_id: str, records: list[Record]) -> Summary:
         id=env_id,
         n=n,
         successes=successes,
-        crashed=len(records) - n,
+        crashed=sum(record.outcome == "crashed" for record in records),
         rate=successes / n if n else None,
         rate_interval=success_interval(successes, n),
         mean_return=float(np.mean(returns)) if returns else None,
@@ -229,4 +239,6 @@ def _summarize(policy: str, env_id: str, records: list[Record]) -> Summary:
         mean_length=steps / n if n else None,
         mean_seconds=sum(seconds) / n if n else None,
         policy_ms=1000 * policy_seconds / steps if steps else None,
+        timeouts=sum(record.outcome == "timeout" for record in records),
+        perturbation=perturbation,
     )

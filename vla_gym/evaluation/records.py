@@ -1,69 +1,72 @@
-"""Evaluation records on disk: one JSON line per episode, written at once, and `run.json`.
-
-A folder can be continued: what is finished is not run again. So each line also holds the protocol
-that it was made under, and a folder takes lines of one protocol per policy and task only.
-"""
+"""What is known of an episode: a `Record`, and the facts that stand beside a score."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import platform
-import shlex
-import sys
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from vla_gym._version import __version__
-from vla_gym.errors import InvalidOption
 from vla_gym.rollout import Episode
 
 __all__ = [
+    "OUTCOMES",
     "TIME_FIELDS",
+    "Key",
     "Record",
-    "RecordFile",
-    "add_run",
     "describe_differences",
     "describe_episode",
     "describe_machine",
-    "load_records",
-    "load_runs",
+    "name_video",
+    "now",
     "plain_id",
     "versions_of",
 ]
 
-logger = logging.getLogger(__name__)
+OUTCOMES = ("success", "failure")
+"""Of an episode that was played to its end. `"crashed"` and `"timeout"` say that there is none."""
 
-RECORDS = "records.jsonl"
-RUN = "run.json"
-
-TIME_FIELDS = ("env_seconds", "policy_seconds", "date")
+TIME_FIELDS = ("env_seconds", "policy_seconds", "date", "attempts")
 """Fields of a record that differ from run to run; all others repeat."""
+
+
+class Key(NamedTuple):
+    """What names an episode in its folder."""
+
+    policy: str
+    id: str
+    seed: int
+    perturbation: str
 
 
 @dataclass(frozen=True)
 class Record:
-    """One episode as one line of `records.jsonl`.
+    """One episode.
 
     Attributes:
         policy: the policy's label in this evaluation.
         id: the env's id, with its version.
         episode: its number i; its seed is the evaluation's seed + i for every policy (paired).
         seed, episode_seed: of the env, and of the simulator's draws.
-        outcome: `"success"` (solved after any step), `"failure"` or `"crashed"` (no valid outcome).
+        outcome: `"success"` (as the protocol's rule says), `"failure"`, or that there is none:
+            `"crashed"` (an error, or its process ended) or `"timeout"` (it stood still).
+        perturbation: what was changed to see whether the policy bears it, `""`: nothing.
         options: of `env.reset`, as the suite's protocol wants them for this seed.
+        made_with: keywords of `gym.make` that make its env again; empty where there is no outcome.
         success_at_end, episode_return, length, env_seconds, policy_seconds, terminated, truncated,
             instruction, chain_length: as in `vla_gym.rollout.Episode`; None where the episode
             crashed.
-        error: why it crashed, else "".
+        attempts: how often it was begun: once, and once more for each crash that was tried again.
+        error: why there is no outcome, else "".
         video: file name of its video below the folder, else "".
         protocol: all that a score depends on besides policy and seed: simulator, versions, horizon,
             success rule, action mode, cameras, image size, reward, render quality, keywords.
@@ -77,6 +80,8 @@ class Record:
     outcome: str
     protocol: dict[str, Any]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    made_with: dict[str, Any] = dataclasses.field(default_factory=dict)
+    perturbation: str = ""
     episode_seed: int | None = None
     success_at_end: bool | None = None
     episode_return: float | None = None
@@ -87,14 +92,20 @@ class Record:
     truncated: bool | None = None
     instruction: str = ""
     chain_length: int | None = None
+    attempts: int = 1
     error: str = ""
     video: str = ""
     date: str = ""
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """What names this episode in its folder; a later line of the same key replaces it."""
-        return self.policy, self.id, self.seed
+    def key(self) -> Key:
+        """What names this episode in its folder; a later record of the same key replaces it."""
+        return Key(self.policy, self.id, self.seed, self.perturbation)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the episode has an outcome, and so counts in a rate."""
+        return self.outcome in OUTCOMES
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
@@ -108,113 +119,16 @@ class Record:
         return cls(**{name: value for name, value in found.items() if name in names})
 
 
-class RecordFile:
-    """`records.jsonl` of one folder, open for appending by one process at a time.
+def describe_episode(episode: Episode, success: str = "any") -> dict[str, Any]:
+    """Return the fields of a `Record` that an episode played to its end fills.
 
-    Opening it cuts off a half-written last line, which a killed process leaves.
-
-    Raises:
-        InvalidOption: another process has it open.
+    Args:
+        episode: what happened.
+        success: `"any"`: solved after any step; `"last"`: solved after the last one.
     """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / RECORDS
-        self._file = path.open("ab")
-        self._lock(folder)
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            logger.warning("%s: cut off a half-written last line", path)
-            self._file.truncate(whole)
-
-    def __enter__(self) -> RecordFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
-    def append(self, record: Record) -> None:
-        """Write one record and wait until it is on the disk."""
-        self._file.write(record.to_json().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def _lock(self, folder: Path) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows has none; two evaluations into one folder go undetected there
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise InvalidOption(
-                f"another evaluation is writing into {folder}; wait for it or choose another folder"
-            ) from error
-
-
-def load_records(folder: Path) -> list[Record]:
-    """Return the records of a folder, the last one of each key.
-
-    A half-written last line is left out.
-
-    Raises:
-        InvalidOption: a line before the last is not a record.
-    """
-    path = folder / RECORDS
-    if not path.exists():
-        return []
-    found: dict[tuple[str, str, int], Record] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines[:-1], start=1):  # the last item is "" or half a line
-        try:
-            record = Record.from_json(line)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InvalidOption(
-                f"line {number} of {path} is not a record ({error}); repair or remove that line"
-            ) from error
-        found[record.key] = record
-    return list(found.values())
-
-
-def load_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return what `run.json` says of each command that wrote into this folder, oldest first."""
-    path = folder / RUN
-    if not path.exists():
-        return []
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["runs"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidOption(f"{path} cannot be read ({error}); repair or remove it") from error
-
-
-def add_run(folder: Path, **facts: Any) -> None:
-    """Add a run to `run.json`: the given facts, the command line, the machine and the date."""
-    folder.mkdir(parents=True, exist_ok=True)
-    run = {
-        "date": now(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "machine": describe_machine(),
-        "versions": versions_of(("vla-gym", "gymnasium", "numpy")),
-        **facts,
-    }
-    path = folder / RUN
-    text = json.dumps({"runs": [*load_runs(folder), run]}, indent=2, ensure_ascii=False)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)  # a killed process leaves the old file or the new one
-
-
-def describe_episode(episode: Episode) -> dict[str, Any]:
-    """Return the fields of a `Record` that an episode played to its end fills."""
+    solved = episode.success_at_end if success == "last" else episode.success
     return {
-        "outcome": "success" if episode.success else "failure",
+        "outcome": "success" if solved else "failure",
         "episode_seed": episode.episode_seed,
         "success_at_end": episode.success_at_end,
         "episode_return": episode.episode_return,
@@ -235,6 +149,12 @@ def describe_differences(then: Mapping[str, Any], asked: Mapping[str, Any]) -> s
         for name, value in asked.items()
         if value != then.get(name)
     )
+
+
+def name_video(record: Record) -> str:
+    """Return the name of the file of an episode's video."""
+    parts = [record.policy, record.id.removeprefix("VLA/"), str(record.seed), record.perturbation]
+    return re.sub(r"[^\w.=-]+", "_", "--".join(filter(None, parts))) + ".mp4"
 
 
 def plain_id(env_id: str) -> str:

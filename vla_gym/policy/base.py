@@ -38,7 +38,9 @@ class Policy(Protocol):
                 (B, H, W, 3), `proprio` float32 (B, n), `instruction` a sequence of B str (or an
                 array (B, k)), `state` float64 (B, n).
             state: what the last call returned, None at first. Recurrent state, action chunks and
-                ensembling live here, one entry per env.
+                ensembling live here. A list with one entry per env lets envs come and go between
+                calls, as batched evaluation does: None is the entry of a new one. Do not change
+                it in place.
             episode_start: (B,) True where an episode begins and the entry of `state` is void. The
                 evaluator also sets it at each further instruction of a chain.
             deterministic: whether to return the mode instead of a sample.

@@ -32,6 +32,7 @@ from vla_gym.deps import require
 from vla_gym.errors import SimulatorCrashed, UnknownName
 from vla_gym.rendering import Renderer
 from vla_gym.suite import (
+    AS_IS,
     ActionMode,
     Camera,
     Entry,
@@ -42,6 +43,7 @@ from vla_gym.suite import (
     SimulatorInfo,
     Suite,
     Task,
+    VisualChange,
 )
 from vla_gym.suites.metaworld_benchmarks import BENCHMARKS
 from vla_gym.suites.metaworld_goals import GOALS, SPLITS, load_goals
@@ -56,6 +58,9 @@ CONTROL_HZ = 80.0
 """5 physics steps of 0.0025 s: `frame_skip` and `render_fps` of sawyer_xyz_env.py."""
 
 STATE_DIM = 39
+
+WORKSPACE_M = (0.0, 0.6, 0.1)
+"""Middle of what tasks use of the table, where moved cameras look and lights turn about."""
 
 LEROBOT_CORNER2_M = (0.75, 0.075, 0.7)
 """Where LeRobot puts corner2: `model.cam_pos[2]` in lerobot 0.6.2, envs/metaworld.py."""
@@ -109,11 +114,13 @@ def _layout(task: Task, keywords: Mapping[str, Any]) -> Layout:
                 ),
                 ((0, 1.0), (1, 1.0), (2, 1.0), None, None, None, (3, -1.0)),
                 native_dim=4,
+                rest=(*(0.0,) * 6, 1.0),
             ),
             "native": ActionMode(
                 (*native, Entry("gripper", note="+1 closes, -1 opens: opposite to ee_delta")),
                 tuple((i, 1.0) for i in range(4)),
                 native_dim=4,
+                rest=(0.0, 0.0, 0.0, -1.0),
             ),
         },
         proprio={
@@ -168,6 +175,7 @@ class MetaWorldSimulator:
         self._start_fields = self._copy_fields(fields)
         self._goal = 0
         self._renderer: Renderer | None = None
+        self._change = AS_IS
         # Views of the simulation's memory, which stays where it is.
         hand = data.body("hand")
         self._hand_position, self._hand_rotation = hand.xpos, hand.xmat.reshape(3, 3)
@@ -211,11 +219,17 @@ class MetaWorldSimulator:
         if camera not in _CAMERAS:
             raise UnknownName("camera", camera, _CAMERAS, self._setup.native_task)
         if self._renderer is None:
-            self._renderer = Renderer(self._env.model, self._env.data, self._setup.render_quality)
-        pixels = self._renderer.render(_CAMERAS[camera].native, height, width)
+            self._renderer = Renderer(
+                self._env.model, self._env.data, self._setup.render_quality, focus_m=WORKSPACE_M
+            )
+        pixels = self._renderer.render(_CAMERAS[camera].native, height, width, self._change)
         if _CAMERAS[camera].turned:
             pixels = np.ascontiguousarray(pixels[::-1, ::-1])
         return pixels
+
+    def perturb(self, change: VisualChange) -> None:
+        """See `vla_gym.suite.PerturbableSimulator`."""
+        self._change = change.rename(_CAMERAS)
 
     def close(self) -> None:
         """Free the model, its data and the GL buffers."""
@@ -280,6 +294,7 @@ SUITE = Suite(
             ("metaworld", "mujoco"),
             "metaworld",
             ("metaworld", "mujoco"),
+            perturbs=("camera", "light"),
         ),
     ),
     control_hz=CONTROL_HZ,

@@ -302,6 +302,7 @@ _ACTION_MODES = {
         tuple((i, 1.0) for i in range(len(entries))),
         native_dim=len(entries),
         horizon=KEYPOSES if name == "keypose" else None,
+        rest=(*(0.0,) * (len(entries) - 1), 1.0) if name in ("ee_delta", "native") else None,
     )
     for name, entries in _MODES.items()
 }
@@ -418,6 +419,7 @@ SUITE = Suite(
             tasks=TWIN_TASKS,
             layout=make_layout(TWIN_STATE_DIM),
             stand_in_for="coppeliasim",
+            perturbs=("camera", "light"),
         ),
     ),
     control_hz=CONTROL_HZ,

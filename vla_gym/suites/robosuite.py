@@ -52,6 +52,7 @@ from vla_gym.deps import require
 from vla_gym.errors import InvalidOption, SimulatorCrashed, UnknownName
 from vla_gym.rendering import Renderer
 from vla_gym.suite import (
+    AS_IS,
     ActionMode,
     Camera,
     Entry,
@@ -62,6 +63,7 @@ from vla_gym.suite import (
     SimulatorInfo,
     Suite,
     Task,
+    VisualChange,
 )
 from vla_gym.suites.robosuite_models import KeptModel
 from vla_gym.suites.robosuite_steps import speed_up
@@ -71,6 +73,9 @@ CONTROL_HZ = 20.0
 POSITION_M = 0.05
 ROTATION_RAD = 0.5
 """OSC_POSE `output_max` of controllers/config/robots/default_*.json and of basic.json."""
+
+WORKSPACE_M = (0.0, 0.0, 0.85)
+"""Where moved cameras look and lights turn about: above the table's middle, in the world."""
 
 HIDDEN_GEOM_GROUPS = (0,)
 """Collision geoms; environments/base.py `_reset_internal` hides group 0 and shows group 1."""
@@ -212,10 +217,16 @@ def _layout(task: Task, keywords: Mapping[str, Any]) -> Layout:
         gripper_target = None
     modes = {
         "ee_delta": ActionMode(
-            entries, (*((i, 1.0) for i in range(6)), gripper_target), native_dim=len(native)
+            entries,
+            (*((i, 1.0) for i in range(6)), gripper_target),
+            native_dim=len(native),
+            rest=(0.0,) * len(entries),
         ),
         "native": ActionMode(
-            native, tuple((i, 1.0) for i in range(len(native))), native_dim=len(native)
+            native,
+            tuple((i, 1.0) for i in range(len(native))),
+            native_dim=len(native),
+            rest=(0.0,) * len(native),
         ),
     }
     proprio: dict[str, tuple[Entry, ...]] = {"eef": EEF_PROPRIO, "joints": proprio_joints}
@@ -341,9 +352,12 @@ class RobosuiteSimulator:
     episode's.
     """
 
+    _renderer_class = Renderer
+
     def __init__(self, setup: Setup) -> None:
         self._robosuite = _import_robosuite()
         self._setup = setup
+        self._workspace_m = WORKSPACE_M
         self._arms = count_arms(setup.native_task)
         self._robot = ROBOTS[setup.keywords["robot"]]
         self._cameras = _make_cameras(setup.native_task)
@@ -353,6 +367,7 @@ class RobosuiteSimulator:
         self._sim: Any = None  # upstream's MjSim, which outlives its episodes here
         self._model: Any = None  # KeptModel
         self._renderer: Renderer | None = None
+        self._change = AS_IS
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> Frame:
         """Start the episode of `seed`; see the module's docstring for what it equals upstream."""
@@ -383,10 +398,18 @@ class RobosuiteSimulator:
             raise UnknownName("camera", camera, self._cameras, self._setup.native_task)
         if self._renderer is None:
             sim = self._env.sim
-            self._renderer = Renderer(
-                sim.model._model, sim.data._data, self._setup.render_quality, HIDDEN_GEOM_GROUPS
+            self._renderer = self._renderer_class(
+                sim.model._model,
+                sim.data._data,
+                self._setup.render_quality,
+                HIDDEN_GEOM_GROUPS,
+                focus_m=self._workspace_m,
             )
-        return self._renderer.render(self._cameras[camera].native, height, width)
+        return self._renderer.render(self._cameras[camera].native, height, width, self._change)
+
+    def perturb(self, change: VisualChange) -> None:
+        """See `vla_gym.suite.PerturbableSimulator`."""
+        self._change = change.rename(self._cameras)
 
     def close(self) -> None:
         """Free the model, its data and the GL buffers."""
@@ -438,7 +461,7 @@ class RobosuiteSimulator:
         bits of all that follows; with the second run an episode here, with pictures or without, is
         the episode of an upstream env that can render.
         """
-        task = self._robosuite.environments.REGISTERED_ENVS[self._setup.native_task]
+        task = self._find_class()
         env = task.__new__(task)
         load_robots, compile_model = env._load_robots, env._initialize_sim
 
@@ -462,10 +485,18 @@ class RobosuiteSimulator:
             env.sim.forward()
 
         env._load_robots, env._initialize_sim = load_uncompiled_robots, initialize
-        if not self._setup.state:  # nobody reads what they would compute in every physics step
-            env._setup_observables = dict
+        self._choose_observables(env)
         env.__init__(**keywords)
         return env
+
+    def _choose_observables(self, env: Any) -> None:
+        """Keep upstream's env, not initialised yet, from computing what nobody reads."""
+        if not self._setup.state:  # in every physics step
+            env._setup_observables = dict
+
+    def _find_class(self) -> Any:
+        """Return the class of upstream's env."""
+        return self._robosuite.environments.REGISTERED_ENVS[self._setup.native_task]
 
     def _copy_model(self) -> None:
         """Take a copy of the model that another env of this process keeps for the same task."""
@@ -556,6 +587,7 @@ SUITE = Suite(
             ("robosuite", "mujoco"),
             "robosuite",
             ("robosuite", "mujoco"),
+            perturbs=("camera", "light"),
         ),
     ),
     control_hz=CONTROL_HZ,

@@ -75,11 +75,13 @@ def _layout(task: Task, keywords: Mapping[str, Any]) -> Layout:
                 ee_delta_entries(STEP_M, None, ", holds in between at 0"),
                 ((0, 1.0), (1, 1.0), (2, 1.0), None, None, None, (3, -1.0)),
                 native_dim=4,
+                rest=(0.0,) * 7,
             ),
             "native": ActionMode(
                 (*native, Entry("grip", note="+1 closes, -1 opens: opposite to ee_delta")),
                 tuple((i, 1.0) for i in range(4)),
                 native_dim=4,
+                rest=(0.0,) * 4,
             ),
         },
         proprio={

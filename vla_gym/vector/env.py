@@ -16,9 +16,10 @@ from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
 from vla_gym.errors import InvalidAction, InvalidOption, UnknownName
+from vla_gym.processes import count_cores
 from vla_gym.vector.common import find_common
 from vla_gym.vector.group import Info, Maker, Outcome
-from vla_gym.vector.workers import Answer, Plan, ProcessWorker, ThreadWorker, count_cores
+from vla_gym.vector.workers import Answer, Plan, ProcessWorker, ThreadWorker
 from vla_gym.worker import _make_nameless_file
 
 __all__ = ["VLAVectorEnv"]

@@ -12,7 +12,6 @@ pipe does, so it never outlives the program.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import mmap
 import os
 import pickle
@@ -33,11 +32,12 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from vla_gym.errors import SimulatorCrashed, StandInWarning
-from vla_gym.registration import SUITE_MODULES, list_suites, register_suite
+from vla_gym.processes import find_foreign_suites, share_threads
+from vla_gym.registration import register_suite
 from vla_gym.vector.batch import Batch, count_bytes
 from vla_gym.vector.group import EnvGroup, Maker
 
-__all__ = ["Answer", "Plan", "ProcessWorker", "ThreadWorker", "count_cores"]
+__all__ = ["Answer", "Plan", "ProcessWorker", "ThreadWorker"]
 
 CLOSING_S = 10.0
 """How long the envs of a process may take to close before it is killed."""
@@ -119,7 +119,7 @@ class ProcessWorker:
                 env=_make_environment(plan.workers),
                 start_new_session=True,  # Ctrl-C is left to this process, which ends that one
             )
-        self._put(cloudpickle.dumps((_find_foreign_suites(), tuple(makers), first, plan)))
+        self._put(cloudpickle.dumps((find_foreign_suites(), tuple(makers), first, plan)))
         self.send("open")
 
     @property
@@ -233,13 +233,6 @@ def serve(connection_fd: int, memory_fd: int) -> None:
         group.close()
 
 
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _answer(group: EnvGroup, method: str, arguments: tuple[Any, ...]) -> Answer:
     try:
         return Answer(getattr(group, method)(*arguments))
@@ -264,19 +257,10 @@ def _dump(answer: Answer) -> bytes:
 def _make_environment(workers: int) -> dict[str, str]:
     """Return the variables of a worker process: this one's, and how many threads draw.
 
-    Mesa's software renderer starts a thread for each core of the machine; here each worker has its
-    share of the cores, and 0 draws in the calling thread. Pixels do not depend on it. The threads
-    of linear algebra are left as they are: sums in another order round differently, and a vector
-    env shall return what its envs return in this process.
+    The threads of linear algebra are left as they are: sums in another order round differently,
+    and a vector env shall return what its envs return in this process.
     """
-    threads = count_cores() // workers
-    return {"LP_NUM_THREADS": str(threads if threads > 1 else 0), **os.environ}
-
-
-def _find_foreign_suites() -> list[Any]:
-    """Return the suites that a fresh process does not have."""
-    here = [importlib.import_module(module).SUITE for module in SUITE_MODULES]
-    return [suite for suite in list_suites() if all(suite is not own for own in here)]
+    return {**os.environ, **share_threads(workers)}
 
 
 def _name_envs(first: int, count: int) -> str:

@@ -25,10 +25,12 @@ __all__ = ["VLAPolicy", "make_policy_from"]
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 Frames = dict[str, NDArray[np.uint8]]
-"""Key of an image -> (B, history, H, W, 3), oldest first."""
+"""Key of an image -> (history, H, W, 3), oldest first."""
 
 
-class _State(NamedTuple):
+class _Memory(NamedTuple):
+    """What is kept of one env."""
+
     frames: Frames
     chunks: Any
 
@@ -170,33 +172,34 @@ class VLAPolicy:
         Args: see `vla_gym.Policy`.
         """
         seen = {key: observation[key] for key in self._read}
-        frames: Frames = {}
+        count = len(seen["instruction"])
+        starts = np.zeros(count, bool) if episode_start is None else np.asarray(episode_start, bool)
+        before: list[_Memory | None] = [None] * count
+        if state is not None and len(state) == count:
+            before = [
+                None if start else memory for memory, start in zip(state, starts, strict=True)
+            ]
+        frames: list[Frames] = [{} for _ in before]
         if self.model.config.history > 1 and self._keys:
-            frames = self._remember(seen, state.frames if state else {}, episode_start)
-            seen |= frames
+            frames = [self._remember(seen, row, memory) for row, memory in enumerate(before)]
+            seen |= {key: np.stack([views[key] for views in frames]) for key in self._keys}
         actions, chunks = self._chunker.predict(
             lambda some: self._predict_chunk(some, deterministic),
             seen,
-            state.chunks if state else None,
-            episode_start,
+            [() if memory is None else memory.chunks for memory in before],
         )
-        return actions, _State(frames, chunks)
+        return actions, [_Memory(*each) for each in zip(frames, chunks, strict=True)]
 
-    def _remember(
-        self, seen: dict[str, Any], before: Frames, episode_start: NDArray[np.bool_] | None
-    ) -> Frames:
-        """Return the last frames of each env; where an episode begins, its first one repeated."""
-        now = {key: np.asarray(seen[key]) for key in self._keys}
-        count = len(next(iter(now.values())))
-        goes_on = np.ones(count, bool)
-        if episode_start is not None:
-            goes_on = ~np.asarray(episode_start, bool)
+    def _remember(self, seen: dict[str, Any], row: int, before: _Memory | None) -> Frames:
+        """Return the last frames of an env; where an episode begins, its first one repeated."""
         frames = {}
-        for key, picture in now.items():
-            frames[key] = np.repeat(picture[:, None], self.model.config.history, axis=1)
-            past = before.get(key)
-            if past is not None and past.shape == frames[key].shape:
-                frames[key][goes_on, :-1] = past[goes_on, 1:]
+        for key in self._keys:
+            picture = np.asarray(seen[key][row])
+            past = None if before is None else before.frames.get(key)
+            if past is not None and past.shape[1:] == picture.shape:
+                frames[key] = np.concatenate([past[1:], picture[None]])
+            else:
+                frames[key] = np.repeat(picture[None], self.model.config.history, axis=0)
         return frames
 
     def _predict_chunk(self, seen: dict[str, Any], deterministic: bool) -> NDArray[np.float32]:

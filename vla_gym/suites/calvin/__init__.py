@@ -71,7 +71,12 @@ _NATIVE = (
 
 _LAYOUT = Layout(
     action_modes={
-        name: ActionMode(entries, tuple((i, 1.0) for i in range(7)), native_dim=7)
+        name: ActionMode(
+            entries,
+            tuple((i, 1.0) for i in range(7)),
+            native_dim=7,
+            rest=(*(0.0,) * 6, 1.0),
+        )
         for name, entries in (("ee_delta", _EE_DELTA), ("native", _NATIVE))
     },
     proprio={
@@ -127,6 +132,7 @@ SUITE = Suite(
             ("mujoco", "robosuite"),
             defaults={"renderer": "mujoco"},
             stand_in_for="pybullet",
+            perturbs=("camera", "light"),
         ),
     ),
     control_hz=CONTROL_HZ,

@@ -40,6 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_gym.errors import BrokenDependency, DependencyNotInstalled, InvalidOption, UnknownName
+from vla_gym.suite import VisualChange
 from vla_gym.suites.calvin.checkout import find_pybullet_obstacle, find_root
 from vla_gym.suites.calvin.oracle import ROBOT, Block, Record
 from vla_gym.suites.calvin.scenes import SCENES
@@ -154,6 +155,13 @@ class PlayTable:
         options.update(height=height, width=width, aspect=options["aspect"] * width / height)
         view = make(cid=self._client._client, robot_id=self.robot.robot_uid, **options)
         return np.ascontiguousarray(view.render()[0], dtype=np.uint8)
+
+    def perturb(self, change: VisualChange) -> None:
+        """Refuse; see `Table.perturb`. `SimulatorInfo.perturbs` says so beforehand."""
+        raise InvalidOption(
+            f"CALVIN's original simulator cannot show {change}: its cameras and its light are "
+            "upstream's. The twin can: simulator='calvin-twin'"
+        )
 
     def close(self) -> None:
         """End the PyBullet client; see `Table.close`."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vla_gym.contract import check_index, eef_proprio
 from vla_gym.errors import InvalidOption, SimulatorCrashed, UnknownName
 from vla_gym.rotations import euler_to_matrix, matrix_to_quaternion
-from vla_gym.suite import Frame, Setup
+from vla_gym.suite import Frame, Setup, VisualChange
 from vla_gym.suites.calvin.chains import initial_observations, load_chains
 from vla_gym.suites.calvin.control import Pose, advance
 from vla_gym.suites.calvin.oracle import ROBOT, Record, solved
@@ -116,6 +116,12 @@ class CalvinSimulator:
         if camera not in _CAMERAS:
             raise UnknownName("camera", camera, _CAMERAS, self._setup.native_task)
         return self._table.render(_CAMERAS[camera], height, width)
+
+    def perturb(self, change: VisualChange) -> None:
+        """See `vla_gym.suite.PerturbableSimulator`; the original cannot."""
+        moves = change.cameras
+        cameras = {native: moves[name] for name, native in _CAMERAS.items() if name in moves}
+        self._table.perturb(VisualChange(cameras, change.light))
 
     def close(self) -> None:
         """Free the play table."""

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_gym.suite import VisualChange
 from vla_gym.suites.calvin.oracle import Record
 
 __all__ = ["CAMERAS", "ROBOT_OBS_DIM", "SCENE_OBS_DIM", "Reading", "Table"]
@@ -84,6 +85,14 @@ class Table(Protocol):
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
         """Return the picture of one of `CAMERAS`: uint8 (height, width, 3), upright RGB."""
+        ...
+
+    def perturb(self, change: VisualChange) -> None:
+        """Have pictures from now on show this change, with the names of `CAMERAS`.
+
+        Raises:
+            InvalidOption: this table cannot.
+        """
         ...
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from vla_gym.deps import require
 from vla_gym.errors import SimulatorCrashed, UnknownName
 from vla_gym.rendering import Renderer
 from vla_gym.rotations import euler_to_matrix, matrix_to_euler
+from vla_gym.suite import AS_IS, VisualChange
 from vla_gym.suites.calvin.control import POSITION_M, ROTATION_RAD
 from vla_gym.suites.calvin.oracle import ROBOT, TABLE_PARTS, Block, Record
 from vla_gym.suites.calvin.scenes import BLOCKS, SCENES
@@ -47,6 +48,9 @@ LIGHT_RGBA = {LED: ((1, 1, 1, 1), (0, 1, 0, 1)), BULB: ((1, 1, 1, 1), (1, 1, 0, 
 INSTABILITY = 1e4
 """A joint speed beyond this means that the physics has come apart."""
 
+WORKSPACE_M = (0.0, 0.0, 0.46)
+"""On the table's middle, where moved cameras look and lights turn about."""
+
 HIDDEN_GEOM_GROUPS = (0, COLLISION_GROUP, 4, 5)
 
 Vector = NDArray[np.float64]
@@ -73,6 +77,7 @@ class TwinTable:
         self._robot = Panda(model, self._data, MOUNT)
         self._kinematics = Kinematics(MOUNT)
         self._renderer: Renderer | None = None
+        self._change = AS_IS
         self._slides = np.array([model.joint(name).qposadr[0] for name in MECHANISMS])
         self._blocks = {name: _find_freejoint(model, name) for name in self._scene.order}
         self._names = (ROBOT, *TABLE_PARTS, *BLOCKS, "floor")
@@ -208,10 +213,16 @@ class TwinTable:
         if camera not in CAMERAS:
             raise UnknownName("camera", camera, CAMERAS, "CALVIN")
         if self._renderer is None:
-            self._renderer = Renderer(self._model, self._data, self._quality, HIDDEN_GEOM_GROUPS)
+            self._renderer = Renderer(
+                self._model, self._data, self._quality, HIDDEN_GEOM_GROUPS, focus_m=WORKSPACE_M
+            )
         self._mujoco.mj_comPos(self._model, self._data)
         self._mujoco.mj_camlight(self._model, self._data)
-        return self._renderer.render(camera, height, width)
+        return self._renderer.render(camera, height, width, self._change)
+
+    def perturb(self, change: VisualChange) -> None:
+        """See `Table.perturb`."""
+        self._change = change
 
     def _quaternion(self, euler: Vector) -> Vector:
         """Return the quaternion, w first, of Euler angles."""

@@ -21,7 +21,7 @@ from vla_gym.deps import require
 from vla_gym.errors import SimulatorCrashed, UnknownName
 from vla_gym.rendering import Renderer
 from vla_gym.rotations import quaternion_to_matrix, vector_to_matrix
-from vla_gym.suite import Frame, Setup
+from vla_gym.suite import AS_IS, Frame, Setup, VisualChange
 from vla_gym.suites.rlbench import (
     BASE_POSITION_M,
     CAMERAS,
@@ -36,6 +36,7 @@ from vla_gym.twins.rlbench.scene import (
     COLLISION_GROUP,
     JOINT4_OFFSET,
     SENSOR_GROUP,
+    TASK_CENTRE_M,
     TIMESTEP_S,
     SceneBuilder,
 )
@@ -88,6 +89,7 @@ class RLBenchTwin:
         self._world = World(copy.copy(model), graspable)
         self._task = load_task(setup.task)()
         self._renderer: Renderer | None = None
+        self._change = AS_IS
         self._variation = 0
         self._opening = 1.0  # commanded; moves towards 0 or 1 at the fingers' speed
         self._open = True
@@ -148,9 +150,17 @@ class RLBenchTwin:
         if self._renderer is None:
             world = self._world
             self._renderer = Renderer(
-                world.model, world.data, self._setup.render_quality, HIDDEN_GEOM_GROUPS
+                world.model,
+                world.data,
+                self._setup.render_quality,
+                HIDDEN_GEOM_GROUPS,
+                focus_m=TASK_CENTRE_M,
             )
-        return self._renderer.render(CAMERAS[camera].native, height, width)
+        return self._renderer.render(CAMERAS[camera].native, height, width, self._change)
+
+    def perturb(self, change: VisualChange) -> None:
+        """See `vla_gym.suite.PerturbableSimulator`."""
+        self._change = change.rename(CAMERAS)
 
     def close(self) -> None:
         """Free the GL buffers."""
