@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import sys
 
 import pytest
 
 from tests.evaluation import stand_ins
-from tests.support import needs
+from tests.support import ROOT, needs
 from vla_gym.errors import ContractMismatch, InvalidOption, UnknownName
 from vla_gym.evaluation.evaluate import evaluate, find_ids
 from vla_gym.evaluation.records import TIME_FIELDS
@@ -220,3 +222,40 @@ def test_ids_may_be_short_or_globs():
 def test_numbers_that_make_no_sense_are_refused(wrong, tmp_path):
     with pytest.raises(InvalidOption, match="must be at least"):
         evaluate(["zero"], [REACH], **{"episodes": 1, "folder": tmp_path, **wrong})
+
+
+def test_what_a_program_defines_itself_is_evaluated_without_a_guard_for_main(tmp_path):
+    program = """
+import numpy as np
+import vla_gym
+from tests.evaluation.errands import SUITE
+from vla_gym.evaluation.evaluate import evaluate
+from vla_gym.registration import register_suite
+import dataclasses
+
+register_suite(dataclasses.replace(SUITE, name="Own"))
+
+class Mine:
+    spec = vla_gym.PolicySpec(cameras=())
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        return np.full((len(observation["proprio"]), 7), 0.1, np.float32), state
+
+for batch in (1, 2):
+    found = evaluate(
+        {"mine": Mine, "too": lambda: Mine()}, ["Toy-Reach", "Own-Chain"], episodes=2,
+        folder=f"out{batch}", video=False, workers=2, batch=batch,
+    )
+    print([record.outcome for record in found.records])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        [sys.executable, "-"],
+        input=program,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    outcomes = str(["failure"] * 4 + ["success"] * 4)
+    assert found.stdout.splitlines() == [outcomes] * 2, found.stderr

@@ -27,6 +27,7 @@ from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
@@ -111,7 +112,7 @@ class BatchedPolicy:
         self._beat, self._folder = beat, Path(address).parent
         self._arrays: _SharedArrays | None = None
         self._connection = _connect(address, beat)
-        self.spec = self._ask("open", label, source)
+        self.spec = self._ask("open", label, cloudpickle.dumps(source))
 
     def for_env(self, sheet: SpecSheet) -> BatchedPolicy:
         """Fit the policy to an env, where it wants to be."""
@@ -306,13 +307,14 @@ class _Server:
         guest.playing = True
         guest.request, guest.asked = (texts, start, deterministic), time.monotonic()
 
-    def _open(self, guest: _Guest, label: str, source: str | Callable[[], Any]) -> Any:
+    def _open(self, guest: _Guest, label: str, pickled: bytes) -> Any:
         guest.label = ""
         if label not in self._policies:
             in_use = {other.label for other in self._guests.values()}
             for unused in self._policies.keys() - in_use:
                 del self._policies[unused]
                 self._bound = {key: p for key, p in self._bound.items() if key[0] != unused}
+            source = pickle.loads(pickled)
             policy = make_policy(source) if isinstance(source, str) else source()
             self._policies[label] = _seeded(policy)
         guest.label, guest.served = label, self._policies[label]
