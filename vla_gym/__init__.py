@@ -11,6 +11,7 @@ gymnasium, numpy and our own light files: no simulator, no torch.
 
 from vla_gym import registration
 from vla_gym._version import __version__
+from vla_gym.adapt import register_env
 from vla_gym.conformance import check_contract
 from vla_gym.contract import SpecSheet
 from vla_gym.env import VLAEnv
@@ -31,6 +32,7 @@ __all__ = [
     "list_policies",
     "make_policy",
     "make_vec",
+    "register_env",
     "register_suite",
 ]
 

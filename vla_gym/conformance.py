@@ -47,7 +47,8 @@ def check_contract(env: gym.Env[Any, Any], *, seed: int = 0, steps: int = 8) -> 
     if not isinstance(getattr(bare, "spec_sheet", None), SpecSheet):
         raise InvalidOption(
             f"{env} has no spec_sheet of vla_gym, so there is no contract to check; register a "
-            "Suite with vla_gym.register_suite and make its env with gym.make"
+            "Suite with vla_gym.register_suite, or this env with vla_gym.register_env, and make "
+            "what is to be checked with gym.make"
         )
     problems: list[str] = []
     for law in _FIRST_LAWS:

@@ -24,6 +24,8 @@ SUITE_MODULES = (
     "vla_gym.suites.robosuite",
     "vla_gym.suites.rlbench",
     "vla_gym.suites.calvin",
+    "vla_gym.suites.dmcontrol",
+    "vla_gym.suites.libero",
 )
 """A new benchmark is one module with a `SUITE`, and one line here."""
 
