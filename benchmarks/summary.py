@@ -27,6 +27,7 @@ BENCHMARKS = {
     "memory": "Memory",
     "twin_speed": "RLBench twin",
     "calvin_speed": "CALVIN twin",
+    "libero_speed": "LIBERO",
     "worker_overhead": "Another interpreter",
     "import_time": "Import",
 }
