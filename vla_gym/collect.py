@@ -54,6 +54,7 @@ EXPERTS = {
     "MetaWorld": "metaworld-expert",
     "CALVIN": "calvin-expert",
     "RLBench": "rlbench-expert",
+    "LIBERO": "libero-expert",
     "Robosuite-Lift": "robosuite-lift-expert",
     "Robosuite-Door": "robosuite-door-expert",
 }
