@@ -420,6 +420,18 @@ def test_a_batch_gives_the_records_of_single_calls(errands, tmp_path, monkeypatc
     assert not list((tmp_path / "temporary").iterdir())
 
 
+def test_a_temporary_folder_with_a_long_path_does_not_matter(tmp_path, monkeypatch):
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    process = PolicyProcess(starter(tmp_path / "log"), 2, None)
+    try:
+        assert play(open_policy(process, shared_policies.Sums), [1, 2]) == [1, 3]
+    finally:
+        process.close()
+    assert not Path(process.address).parent.exists() and not list(deep.iterdir())
+
+
 @pytest.mark.slow
 @needs("sb3", "vla")
 def test_a_network_of_stable_baselines3_and_a_vla_in_a_batch(tmp_path):

@@ -29,7 +29,13 @@ def start(folder, episodes, workers, faults=None, timeout_s=4):
         faults.mkdir(exist_ok=True)
         environment["VLA_GYM_TEST_FAULTS"] = str(faults)
     command = [sys.executable, "-m", "tests.evaluation.faulty", str(folder)]
-    return subprocess.Popen([*command, str(episodes), str(workers)], env=environment, cwd=ROOT)
+    return subprocess.Popen(
+        [*command, str(episodes), str(workers)],
+        env=environment,
+        cwd=ROOT,
+        # Whoever runs the tests in the background has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def find_workers(parent):

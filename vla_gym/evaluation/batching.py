@@ -43,6 +43,9 @@ PATIENCE = 0.25
 """Of the duration of a call: how long the policy waits for envs that still step."""
 
 LONGEST_WAIT_S = 0.1
+LONGEST_PATH = 90
+"""Of a socket's folder: systems allow from 104 bytes on for the whole."""
+
 BEAT_S = 0.5
 
 Layout = tuple[tuple[str, str, tuple[int, ...], int], ...]
@@ -61,7 +64,7 @@ class PolicyProcess:
     def __init__(self, start: Callable[..., Process], batch: int, timeout: float | None) -> None:
         self._start, self._batch, self._timeout = start, batch, timeout
         self._watching = threading.Lock()  # each thread of a Ray actor waits for its own worker
-        self._folder = tempfile.mkdtemp(prefix="vla_gym-")  # nobody else may look into it
+        self._folder = _make_folder()
         self.address = str(Path(self._folder, "policies"))
         self._begin()
 
@@ -83,6 +86,15 @@ class PolicyProcess:
         """End the process."""
         self._process.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _make_folder() -> str:
+    """Return a new folder that nobody else may look into, with a path that a socket can have."""
+    folder = tempfile.mkdtemp(prefix="vla_gym-")
+    if len(folder) > LONGEST_PATH:
+        os.rmdir(folder)
+        folder = tempfile.mkdtemp(prefix="vla_gym-", dir="/tmp")
+    return folder
 
 
 class BatchedPolicy:
