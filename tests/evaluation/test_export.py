@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -252,12 +253,12 @@ def test_wandb_gets_a_run_of_each_policy(folder, tmp_path, monkeypatch):
     records = load_records(folder)
     places = [Path(place) for place in send_to_wandb(records, "robots", folder)]
     assert len(places) == 2
-    summary = read_wandb_summary(places[0])
+    summary = wait_for_wandb_summary(places[0], "n/Reach-v0")
     (score,) = summarize([r for r in records if r.policy != "zero"])
     assert summary["success_rate/Reach-v0"] == pytest.approx(score.rate)
     assert summary["success_rate_low95/Reach-v0"] == pytest.approx(score.rate_interval.low)
     assert (summary["n/Reach-v0"], summary["crashed/Reach-v0"]) == (5, 1)
-    summary = read_wandb_summary(places[1])
+    summary = wait_for_wandb_summary(places[1], "sr_3/Chain-v0")
     assert summary["success_rate/Reach-v0/light"] == 1 and summary["sr_3/Chain-v0"] == 0.6
     table = json.loads((places[1] / "files" / summary["episodes/path"]).read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
@@ -267,6 +268,15 @@ def test_wandb_gets_a_run_of_each_policy(folder, tmp_path, monkeypatch):
     assert video == f"video/{filmed.id.removeprefix('VLA/')}/path"
     copy = places[1] / "files" / summary[video]
     assert copy.read_bytes() == (folder / "videos" / "zero.mp4").read_bytes()
+
+
+def wait_for_wandb_summary(place, key):
+    """Return the summary once its last numbers are there: a process of wandb's writes them."""
+    deadline = time.monotonic() + 30
+    while key not in (summary := read_wandb_summary(place)):
+        assert time.monotonic() < deadline, f"{key} is not among {sorted(summary)}"
+        time.sleep(0.2)
+    return summary
 
 
 def read_wandb_summary(place):
