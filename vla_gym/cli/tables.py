@@ -54,13 +54,13 @@ def print_scores(records: Sequence[Record]) -> None:
         _print_perturbations(records)
     labels = list(dict.fromkeys(record.policy for record in plain))
     if 1 < len(labels) <= MOST_COMPARED:
-        print_comparisons(plain, labels)
+        print_comparisons(plain, labels, reasons=False)
 
 
 def print_comparisons(
-    records: Sequence[Record], labels: Sequence[str], level: float = 0.05
+    records: Sequence[Record], labels: Sequence[str], level: float = 0.05, reasons: bool = True
 ) -> None:
-    """Print the verdict on every two of these policies, or why there is none."""
+    """Print the verdict on every two of these policies; with `reasons`, also why there is none."""
     from vla_gym.errors import InvalidOption
     from vla_gym.evaluation.comparison import compare, describe
 
@@ -68,6 +68,8 @@ def print_comparisons(
         try:
             text = describe(compare(records, first, second, level=level))
         except InvalidOption as error:
+            if not reasons:
+                continue
             text = f"{first} and {second}: {error}"
         console.print(text, highlight=False, markup=False)
 
