@@ -498,7 +498,6 @@ def _to_record(found: Finished, protocol: dict[str, Any], first: int) -> Record:
     if isinstance(answer, Failed) and isinstance(answer.error, InvalidOption):
         raise answer.error  # the caller's, not the simulator's
     if isinstance(answer, Died | Failed | TimedOut):
-        outcome = "timeout" if isinstance(answer, TimedOut) else "crashed"
-        return Record(outcome=outcome, error=answer.text, **common)
+        return Record(outcome=answer.outcome, error=answer.text, **common)
     assert isinstance(answer, Episode)
     return Record(**describe_episode(answer), **common)

@@ -33,8 +33,7 @@ from numpy.typing import NDArray
 
 from vla_gym.contract import SpecSheet
 from vla_gym.errors import ContractMismatch, SimulatorCrashed
-from vla_gym.evaluation.stage import portable
-from vla_gym.policy import make_policy
+from vla_gym.evaluation.stage import make_from, portable
 from vla_gym.processes import START_S, Process, Pulse
 
 __all__ = ["BatchedPolicy", "PolicyProcess"]
@@ -326,9 +325,7 @@ class _Server:
             for unused in self._policies.keys() - in_use:
                 del self._policies[unused]
                 self._bound = {key: p for key, p in self._bound.items() if key[0] != unused}
-            source = pickle.loads(pickled)
-            policy = make_policy(source) if isinstance(source, str) else source()
-            self._policies[label] = _seeded(policy)
+            self._policies[label] = _seeded(make_from(pickle.loads(pickled)))
         guest.label, guest.served = label, self._policies[label]
         return getattr(guest.served.policy, "spec", None)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from vla_gym.evaluation.records import (
     name_video,
     now,
     plain_id,
+    slug,
 )
 from vla_gym.evaluation.rules import check_least, find_ids, make_rules
 from vla_gym.evaluation.stage import Check, Died, Failed, Film, Pair, Play, Played, TimedOut
@@ -235,7 +235,7 @@ def _save_models(
                 f"policy {label!r} is a {type(source).__name__}; valid are a name, a function "
                 "without arguments that returns a policy, and a model of Stable-Baselines3"
             )
-        path = (folder / "policies" / f"{_slug(label)}.zip").resolve()
+        path = (folder / "policies" / f"{slug(label)}.zip").resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         source.save(path)
         sources[label] = f"sb3:{path}"
@@ -354,26 +354,26 @@ def _to_record(found: Finished, protocol: dict[str, Any]) -> Record:
     if isinstance(answer, Played):
         played = describe_episode(answer.episode, job.pair.success)
         return Record(**played, made_with=answer.keywords, **common)
-    outcome = "timeout" if isinstance(answer, TimedOut) else "crashed"
     assert isinstance(answer, Died | Failed | TimedOut)
-    return Record(outcome=outcome, error=answer.text, **common)
+    return Record(outcome=answer.outcome, error=answer.text, **common)
 
 
 def _film_failures(
     store: Store, pool: Pool, jobs: list[Play], known: Mapping[Key, Record], number: int
 ) -> Iterator[Record]:
     """Play the first failures of each pair again, for their videos; yield the new records."""
-    films: dict[Pair, list[Film]] = {}
+    chosen: dict[Pair, int] = {}
+    films = []
     for job in jobs:
-        chosen = films.setdefault(job.pair, [])
         record = known[_key(job)]
-        if record.outcome != "failure" or len(chosen) == number:
+        if record.outcome != "failure" or chosen.get(job.pair, 0) == number:
             continue
-        trace = load_trace(store.folder, record.key)
+        trace = None if record.video else load_trace(store.folder, record.key)
         if trace is not None:
-            chosen.append(Film(job, trace))
-    wanted = [f for chosen in films.values() for f in chosen if not known[_key(f.play)].video]
-    for job, answer, _ in pool.run(wanted):
+            films.append(Film(job, trace))
+        if trace is not None or record.video:
+            chosen[job.pair] = chosen.get(job.pair, 0) + 1
+    for job, answer, _ in pool.run(films):
         assert isinstance(job, Film)
         if isinstance(answer, Played):
             record = _save_video(store.folder, known[_key(job.play)], answer.video)
@@ -396,7 +396,3 @@ def _save_video(folder: Path, record: Record, video: bytes | None) -> Record:
 
 def _key(job: Play) -> Key:
     return Key(job.pair.policy, plain_id(job.pair.id), job.seed, job.pair.perturbation)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.=-]+", "_", name)

@@ -29,6 +29,7 @@ __all__ = [
     "name_video",
     "now",
     "plain_id",
+    "slug",
     "versions_of",
 ]
 
@@ -154,7 +155,12 @@ def describe_differences(then: Mapping[str, Any], asked: Mapping[str, Any]) -> s
 def name_video(record: Record) -> str:
     """Return the name of the file of an episode's video."""
     parts = [record.policy, record.id.removeprefix("VLA/"), str(record.seed), record.perturbation]
-    return re.sub(r"[^\w.=-]+", "_", "--".join(filter(None, parts))) + ".mp4"
+    return slug("--".join(filter(None, parts))) + ".mp4"
+
+
+def slug(name: str) -> str:
+    """Return a name as part of the name of a file."""
+    return re.sub(r"[^\w.=-]+", "_", name)
 
 
 def plain_id(env_id: str) -> str:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import gymnasium as gym
 
@@ -39,6 +39,7 @@ __all__ = [
     "Played",
     "Stage",
     "TimedOut",
+    "make_from",
     "portable",
 ]
 
@@ -170,6 +171,7 @@ class Failed:
 
     error: Exception
     text: str
+    outcome: ClassVar[str] = "crashed"
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ class Died:
     """Answer in the place of a worker that ended before it gave one."""
 
     text: str
+    outcome: ClassVar[str] = "crashed"
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ class TimedOut:
     """Answer in the place of a worker that stood still for too long, and was killed."""
 
     text: str
+    outcome: ClassVar[str] = "timeout"
 
 
 Answer = Any
@@ -201,7 +205,7 @@ class Stage:
     def __init__(
         self, make: PolicyMaker | None = None, beat: Callable[[], None] = lambda: None
     ) -> None:
-        self._make = make or _make_policy
+        self._make = make or (lambda label, source: make_from(source))
         self._beat = beat
         self._label: str | None = None
         self._policy: Any = None
@@ -317,7 +321,8 @@ def portable(error: Exception) -> Exception:
     return error
 
 
-def _make_policy(label: str, source: str | Callable[[], Any]) -> Any:
+def make_from(source: str | Callable[[], Any]) -> Any:
+    """Return the policy of a name that `make_policy` takes, or of a function that returns one."""
     return make_policy(source) if isinstance(source, str) else source()
 
 

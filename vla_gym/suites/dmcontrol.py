@@ -18,12 +18,9 @@ before. What differs from using dm_control directly, and why:
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import logging
-import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -47,6 +44,7 @@ from vla_gym.suite import (
     Task,
     VisualChange,
 )
+from vla_gym.suites.upstream import keep_gl_choice, quiet
 
 CONTROL_HZ = 25.0
 """1 / CONTROL_TIMESTEP of manipulation/shared/constants.py."""
@@ -272,50 +270,13 @@ def _layout(task: Task, keywords: Mapping[str, Any]) -> Layout:
     )
 
 
-@contextlib.contextmanager
-def _kept_environment() -> Iterator[None]:
-    """Import dm_control inside: it chooses a GL of its own, and says so to PyOpenGL and the user.
-
-    `vla_gym.rendering` draws here, and must go on choosing for itself.
-    """
-    names = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # glfw's, where there is no screen
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-class _NoWarnings(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-
-_NO_WARNINGS = _NoWarnings()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep off the terminal what a reset says of each pose that it draws and cannot reach."""
-    logger = logging.getLogger("absl")
-    logger.addFilter(_NO_WARNINGS)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_NO_WARNINGS)
-
-
 class DMControlSimulator:
     """One manipulation task. See the module's docstring."""
 
     def __init__(self, setup: Setup) -> None:
-        with _kept_environment():
+        # dm_control chooses a GL of its own when imported, and says so to PyOpenGL and the user.
+        with keep_gl_choice(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # glfw's, where there is no screen
             require("dm_control.manipulation", "dmcontrol", "the DMControl suite")
             composer = importlib.import_module("dm_control.composer")
             registry = importlib.import_module("dm_control.manipulation.shared.registry")
@@ -345,7 +306,7 @@ class DMControlSimulator:
         if hasattr(self._task, "_initial_order"):
             self._task._initial_order.sort()
         self._drop_renderer()  # its model goes with the reset
-        with _quiet():
+        with quiet("absl"):  # it speaks of each pose that is drawn and cannot be reached
             step = self._env.reset()
         model, data = self._env.physics.model.ptr, self._env.physics.data.ptr
         self._arm = np.array([model.joint(name).qposadr[0] for name in ARM])

@@ -57,14 +57,15 @@ from vla_gym.suites.libero_meshes import TexturedRenderer
 from vla_gym.suites.libero_tasks import BENCHMARKS, STATE_DIM, TASKS
 from vla_gym.suites.robosuite import (
     CONTROL_HZ,
+    LOGGER,
     POSITION_M,
     ROBOTS,
     ROTATION_RAD,
     RobosuiteSimulator,
-    _quiet,
-    _skip,
+    skip,
 )
 from vla_gym.suites.robosuite_steps import speed_up
+from vla_gym.suites.upstream import quiet
 
 INIT_STATES = 50
 """Of each task."""
@@ -135,7 +136,7 @@ class LiberoSimulator(RobosuiteSimulator):
         index = check_index(index, INIT_STATES, "options['init_state']")
         self._is_looking = False
         observation = {}
-        with _quiet():
+        with quiet(LOGGER):
             if self._env is None:
                 with libero_files.drawing(seed):
                     self._start()
@@ -173,7 +174,7 @@ class LiberoSimulator(RobosuiteSimulator):
 
     def _restart(self) -> Any:
         """Return the first observation of upstream's hard reset, which keeps model and scene."""
-        with _skip(self._env, "_destroy_sim", "_load_model"):
+        with skip(self._env, "_destroy_sim", "_load_model"):
             return self._env.reset()
 
     def _find_class(self) -> Any:

@@ -28,8 +28,6 @@ Positions in `proprio` and `state` are upstream's: those of the last physics ste
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -68,6 +66,7 @@ from vla_gym.suite import (
 from vla_gym.suites.robosuite_models import KeptModel
 from vla_gym.suites.robosuite_steps import speed_up
 from vla_gym.suites.robosuite_tasks import DRAWN_TARGETS, TASKS, wordings
+from vla_gym.suites.upstream import keep_gl_choice, quiet
 
 CONTROL_HZ = 20.0
 POSITION_M = 0.05
@@ -263,23 +262,8 @@ def _make_state(seed: int) -> Mapping[str, Any]:
     return np.random.default_rng(seed).bit_generator.state
 
 
-class _NoWarnings(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-
-_NO_WARNINGS = _NoWarnings()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep notices (private macros, optional packages, joint limits) off the terminal."""
-    logger = logging.getLogger("robosuite_logs")
-    logger.addFilter(_NO_WARNINGS)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_NO_WARNINGS)
+LOGGER = "robosuite_logs"
+"""Says notices: private macros, optional packages, joint limits."""
 
 
 def _import_robosuite() -> Any:
@@ -288,17 +272,8 @@ def _import_robosuite() -> Any:
     utils/binding_utils.py sets MUJOCO_GL=egl on Linux whenever it is not osmesa or glx. That would
     overrule the user's choice and keep `vla_gym.rendering` from trying OSMesa where EGL fails.
     """
-    names = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        with _quiet():
-            return require("robosuite", "robosuite", "the robosuite suite")
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with keep_gl_choice(), quiet(LOGGER):
+        return require("robosuite", "robosuite", "the robosuite suite")
 
 
 _kept: WeakValueDictionary[tuple[str, str], KeptModel] = WeakValueDictionary()
@@ -331,7 +306,7 @@ def _uncompiled_robots() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _skip(env: Any, *names: str) -> Iterator[None]:
+def skip(env: Any, *names: str) -> Iterator[None]:
     """Have these methods of one env do nothing inside."""
     own = {name: vars(env)[name] for name in names if name in vars(env)}
     vars(env).update({name: lambda: None for name in names})
@@ -373,7 +348,7 @@ class RobosuiteSimulator:
         """Start the episode of `seed`; see the module's docstring for what it equals upstream."""
         del options  # the suite has none; VLAEnv has refused any
         self._rng.bit_generator.state = _make_state(seed)
-        with _quiet():
+        with quiet(LOGGER):
             observation = self._start() if self._env is None else self._restart()
         speed_up(self._env)
         return self._frame(observation, 0.0, False)
@@ -383,7 +358,7 @@ class RobosuiteSimulator:
         vector = action.astype(np.float64)
         if self._turn:
             vector = self._to_controller_frame(vector)
-        with _quiet():
+        with quiet(LOGGER):
             observation, reward, done, _ = self._env.step(vector)
         if not np.isfinite(reward):
             raise SimulatorCrashed(
@@ -445,12 +420,12 @@ class RobosuiteSimulator:
             self._rng.bit_generator.state = start
             return self._restart()
         # The constructor has just loaded the model and drawn the initial state.
-        with _skip(env, "_load_model", "_initialize_sim", "_reset_internal", "_destroy_sim"):
+        with skip(env, "_load_model", "_initialize_sim", "_reset_internal", "_destroy_sim"):
             return env.reset()
 
     def _restart(self) -> Any:
         """Return the first observation of upstream's hard reset, which keeps its compiled model."""
-        with _skip(self._env, "_destroy_sim"):
+        with skip(self._env, "_destroy_sim"):
             return self._env.reset()
 
     def _build(self, **keywords: Any) -> Any:
