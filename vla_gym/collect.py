@@ -360,6 +360,7 @@ class _Stock:
             for env_id, seed in self._stored:
                 if env_id == plain_id(pair.id):
                     delete_episode(self.path(pair, seed))
+        layout.delete_unfinished(folder / WORK)
 
     def path(self, pair: Pair, seed: int) -> Path:
         """Return where the encoded episode waits."""

@@ -120,6 +120,9 @@ def test_a_killed_collection_loses_only_the_episode_in_work(tmp_path):
     process.wait()
     ended = len(load_records(tmp_path / "set"))
     assert 3 <= ended < 40
+    half = tmp_path / "set" / "work" / f".Toy-Reach-{ended}.parquet.1.part"  # killed while writing
+    half.parent.mkdir(exist_ok=True)
+    half.write_bytes(b"PAR1")
     played = []
     play(tmp_path / "set", episodes=40, noise=0.05, on_record=played.append)
     assert [record.seed for record in played] == list(range(ended, 40))

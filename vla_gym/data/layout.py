@@ -42,6 +42,7 @@ __all__ = [
     "column_of",
     "data_path",
     "decode_png",
+    "delete_unfinished",
     "encode_png",
     "episodes_path",
     "final_path",
@@ -258,6 +259,12 @@ def replace_file(path: Path, content: bytes) -> None:
         _sync(temporary)
         temporary.replace(path)
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def delete_unfinished(folder: Path) -> None:
+    """Delete what processes that were killed have half written there; nobody else may write."""
+    for temporary in folder.glob(".*.part"):
         temporary.unlink(missing_ok=True)
 
 
