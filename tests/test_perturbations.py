@@ -169,7 +169,28 @@ def test_the_page_has_every_perturbation_with_its_default_and_range():
 # Every perturbation on every suite
 
 
-@pytest.mark.parametrize("name", sorted({*PERTURBATIONS} - {*VISUAL}))
+@all_ids
+def test_black_pictures_are_black_and_nothing_else_changes(env_id):
+    env = make(env_id, cameras=("primary",))
+    plain = play(env, seed=3)
+    perturbed = perturb(env, parse_perturbation("black"))
+    seen = play(perturbed, seed=3)
+    assert_same(seen, plain, leave_out=("rgb_",))
+    for observation in seen[0]:
+        assert observation in perturbed.observation_space
+        assert not observation["rgb_primary"].any()
+    assert all(observation["rgb_primary"].any() for observation in plain[0])
+    env.close()
+
+
+def test_black_pictures_of_an_env_without_any_are_refused():
+    env = make(TOY, cameras=())
+    with pytest.raises(InvalidOption, match="the observations have no picture"):
+        perturb(env, parse_perturbation("black"))
+    env.close()
+
+
+@pytest.mark.parametrize("name", sorted({*PERTURBATIONS} - {*VISUAL, "black"}))
 @all_ids
 def test_a_seed_keeps_its_start_and_repeats_and_leaves_the_env_as_it_is(env_id, name):
     setting = parse_perturbation(name)
@@ -402,7 +423,7 @@ def test_a_simulator_that_cannot_is_refused_by_name_before_an_episode_starts():
         for name in ("camera", "light"):
             text = (
                 f"{TOY} cannot be perturbed by {name!r}: the simulator 'toy' cannot change it. "
-                "Valid here: action-noise, latency"
+                "Valid here: black, action-noise, latency"
             )
             with pytest.raises(InvalidOption, match=text):
                 perturb(env, parse_perturbation(name))
@@ -687,7 +708,7 @@ def test_until_the_first_action_arrives_neither_hand_nor_fingers_move(env_id, mo
 @pytest.mark.parametrize("name", ["latency", "action-noise"])
 def test_modes_of_absolute_poses_are_refused(name, mode):
     env = make("VLA/RLBench-ReachTarget-v0", action_mode=mode)
-    text = f"by {name!r}: in action_mode={mode!r}.*Valid here: camera, light$"
+    text = f"by {name!r}: in action_mode={mode!r}.*Valid here: camera, light, black$"
     with pytest.raises(InvalidOption, match=text):
         perturb(env, parse_perturbation(name))
     assert env.unwrapped._simulator is None

@@ -68,7 +68,7 @@ def evaluate_command(
         typer.Option(
             "--perturb",
             metavar="NAME[=STRENGTH],...",
-            help="Again under each: camera, light, instruction, action-noise, latency.",
+            help="Again under each: camera, light, black, instruction, action-noise, latency.",
         ),
     ] = None,
     sample: Annotated[

@@ -9,6 +9,7 @@ from typing import Any
 from vla_gym.errors import InvalidOption, UnknownName
 from vla_gym.perturbations.action_noise import ACTION_NOISE
 from vla_gym.perturbations.base import AnyEnv, Perturbation, Perturbed, Setting, get_env
+from vla_gym.perturbations.black import BLACK
 from vla_gym.perturbations.camera import CAMERA
 from vla_gym.perturbations.instruction import INSTRUCTION
 from vla_gym.perturbations.latency import LATENCY
@@ -17,7 +18,7 @@ from vla_gym.perturbations.light import LIGHT
 __all__ = ["PERTURBATIONS", "make_keywords", "parse_perturbation", "perturb"]
 
 PERTURBATIONS: Mapping[str, Perturbation] = MappingProxyType(
-    {kind.name: kind for kind in (CAMERA, LIGHT, INSTRUCTION, ACTION_NOISE, LATENCY)}
+    {kind.name: kind for kind in (CAMERA, LIGHT, BLACK, INSTRUCTION, ACTION_NOISE, LATENCY)}
 )
 
 
