@@ -3,7 +3,9 @@
 "Upstream" is `OffScreenRenderEnv` of rpent-libero with its own two camera observations, on the same
 robosuite and MuJoCo, as the tests of equality use it (tests/suites/libero_upstream.py). Ours is
 `gym.make` of the same task and cameras, exact and fast. Both play the same random actions. The
-first step of a block does not count: it finds the processor's caches full of the other side's.
+first step of a block does not count: it finds the processor's caches full of the other side's. The
+tasks are of six scenes: three suites, a living room, a kitchen and a study; their medians are cases
+too.
 
 A reset is what comes before an episode's first observation: upstream's `reset`, `set_init_state`
 and ten settling steps; here `reset`, which does the same. How far the pictures of fast are from
@@ -21,6 +23,7 @@ import functools
 import gc
 import logging
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -41,7 +44,7 @@ SIZE = 128
 STEPS = 6
 """Of a block that count."""
 
-TASKS = ("Spatial0", "Object0", "Goal0", "Long0", "Ninety0")
+TASKS = ("Spatial0", "Object0", "Goal0", "Long0", "Long3", "Long5")
 QUALITIES = ("exact", "fast")
 CAMERAS = ("primary", "wrist")
 
@@ -138,6 +141,28 @@ def measure_resets(
     return Found(values, "ms", [Ratio(name, "upstream") for name in QUALITIES])
 
 
+def combine(found: dict[str, Found]) -> dict[str, Found]:
+    """Return the medians over all tasks, in parts of upstream's time."""
+    combined = {}
+    for kind in ("step", "reset"):
+        rows = [row.values for case, row in found.items() if case.endswith(kind)]
+        if len(rows) < len(TASKS):
+            continue
+        shares = {
+            side: [
+                statistics.median(mine / theirs for mine, theirs in pairs)
+                for pairs in zip(
+                    *(zip(row[side], row["upstream"], strict=True) for row in rows), strict=True
+                )
+            ]
+            for side in ("upstream", *QUALITIES)
+        }
+        ratios = [Ratio(quality, "upstream") for quality in QUALITIES]
+        name = f"median of {len(TASKS)} tasks: {kind}"
+        combined[name] = Found(shares, "of upstream's time", ratios)
+    return combined
+
+
 CASES: dict[str, Case] = {}
 for name in TASKS:
     CASES[f"{name}: step"] = functools.partial(compare, measure_steps, name)
@@ -149,6 +174,6 @@ if __name__ == "__main__":
     logging.disable(logging.WARNING)  # robosuite has much to say at each make
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LIBERO_CONFIG_PATH"] = folder  # where importing upstream's package writes
-        status = main("libero_speed", __doc__, CASES, turns=9, quick=3, in_quick=QUICK)
+        status = main("libero_speed", __doc__, CASES, 9, 3, combine=combine, in_quick=QUICK)
     sys.stdout.flush()
     os._exit(status)  # robosuite and MuJoCo both end EGL, and the second one prints an error

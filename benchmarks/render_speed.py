@@ -66,8 +66,16 @@ def make_robosuite(task: str) -> tuple[Step, Callable[[], None]]:
         ignore_done=True,
     )
     env.reset()
+    # Its constructor has left a renderer behind. Collected while another context is current, that
+    # would delete this one's objects of the same numbers, and the pictures would stand still.
+    gc.freeze()
     rng = np.random.default_rng(0)
-    return lambda: env.step(rng.uniform(-1, 1, env.action_dim)), env.close
+
+    def close() -> None:
+        env.close()
+        gc.unfreeze()
+
+    return lambda: env.step(rng.uniform(-1, 1, env.action_dim)), close
 
 
 def make_metaworld(task: str) -> tuple[Step, Callable[[], None]]:

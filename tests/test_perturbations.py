@@ -48,15 +48,16 @@ MUJOCO = {
     "VLA/Robosuite-TwoArmLift-v0": ("robosuite", {}),
     "VLA/RLBench-ReachTarget-v0": ("rlbench-twin", {"simulator": "rlbench-twin"}),
     "VLA/CALVIN-OpenDrawer-v0": ("calvin-twin", {"simulator": "calvin-twin"}),
+    "VLA/LIBERO-Spatial0-v0": ("libero", {}),
 }
 """Id -> its extra and the keyword that insists on its simulator: those that can show changes."""
 
-mujoco_ids = pytest.mark.parametrize(
-    "env_id", [pytest.param(i, marks=needs(extra)) for i, (extra, _) in MUJOCO.items()]
-)
-all_ids = pytest.mark.parametrize(
-    "env_id", [TOY, *(pytest.param(i, marks=needs(extra)) for i, (extra, _) in MUJOCO.items())]
-)
+SLOW = {"VLA/LIBERO-Spatial0-v0": (pytest.mark.slow,)}
+mujoco_params = [
+    pytest.param(i, marks=(needs(extra), *SLOW.get(i, ()))) for i, (extra, _) in MUJOCO.items()
+]
+mujoco_ids = pytest.mark.parametrize("env_id", mujoco_params)
+all_ids = pytest.mark.parametrize("env_id", [TOY, *mujoco_params])
 VISUAL = ("camera", "light")
 
 

@@ -3,6 +3,7 @@ pixels is in tests/suites/."""
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import subprocess
 import sys
@@ -55,6 +56,77 @@ def test_a_larger_picture_in_between_changes_nothing():
     env.close()
 
 
+@pytest.mark.parametrize("quality", ["exact", "fast"])
+def test_pictures_drawn_together_are_those_drawn_alone(quality):
+    from vla_gym.rendering import Renderer
+
+    env, _ = make("Reach", 32)
+    simulator = env.unwrapped._simulator._env
+    together, alone = (Renderer(simulator.model, simulator.data, quality) for _ in range(2))
+    some = [("corner2", 40, 56), ("gripperPOV", 56, 40), ("corner2", 24, 24)]
+    for shots in (some, some[::-1], [*some, ("topview", 72, 72)], some[:1]):
+        pictures = together.render_all(shots)
+        for shot, picture in zip(shots, pictures, strict=True):
+            assert picture.shape == (*shot[1:], 3)
+            np.testing.assert_array_equal(picture, alone.render(*shot))
+        env.step(env.action_space.sample())
+    together.close()
+    np.testing.assert_array_equal(alone.render_all(some)[0], alone.render(*some[0]))
+    alone.close()
+    env.close()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nothing_is_collected_in_our_context(enabled):
+    """What others have drawn with would delete our GL objects, by their numbers."""
+    from vla_gym.rendering import _current_gl
+
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with _current_gl(), _current_gl():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_without_gl_in_python_pictures_are_drawn_one_after_the_other(monkeypatch):
+    from vla_gym.frames import Frames
+    from vla_gym.rendering import Renderer
+
+    env, _ = make("Reach", 32)
+    simulator = env.unwrapped._simulator._env
+    renderer = Renderer(simulator.model, simulator.data)
+    shots = [("corner2", 32, 32), ("gripperPOV", 32, 32)]
+    expected = renderer.render_all(shots)
+    monkeypatch.setattr(Frames, "several", False)
+    monkeypatch.setattr(Frames, "_make", None)
+    for picture, found in zip(expected, renderer.render_all(shots), strict=True):
+        np.testing.assert_array_equal(found, picture)
+    renderer.close()
+    env.close()
+
+
+def test_asking_in_vain_makes_pauses_of_one_camera_longer():
+    from vla_gym.rendering import LONGEST_PAUSE, _Pauses
+
+    pauses = _Pauses()
+
+    def find_asked(camera, useful):
+        asked = []
+        for picture in range(140):
+            if pauses.step(camera):
+                asked.append(picture)
+                pauses.put(camera, useful)
+        return asked
+
+    assert find_asked(0, False) == [0, 2, 6, 14, 30, 62, 94, 126]
+    assert find_asked(1, True) == list(range(140))
+    asked = find_asked(0, True)
+    assert asked[0] <= LONGEST_PAUSE and asked == list(range(asked[0], 140))
+
+
 def test_fast_quality_is_another_picture_of_the_same_scene():
     exact, first = make("Reach", 64)
     fast, second = make("Reach", 64, render_quality="fast")
@@ -73,7 +145,9 @@ def read_model(model):
         if name[0] != "_" and isinstance(value := getattr(model, name), np.ndarray)
     }
     quality, size = model.vis.quality, model.vis.global_
-    found["vis"] = np.array([quality.offsamples, quality.shadowsize, size.offwidth, size.offheight])
+    names = "offsamples", "shadowsize", "numslices", "numstacks", "numquads"
+    found["quality"] = np.array([getattr(quality, name) for name in names])
+    found["size"] = np.array([size.offwidth, size.offheight])
     return found
 
 

@@ -21,7 +21,7 @@ from vla_gym.errors import ContractMismatch, InvalidOption, UnknownName
 from vla_gym.policy import PolicySpec, connect, make_policy
 from vla_gym.rotations import vector_to_matrix
 from vla_gym.serving import PolicyServer, Session, serve
-from vla_gym.wire import DIALECTS, LIBERO, get_dialect, pack, unpack
+from vla_gym.wire import DIALECTS, LIBERO, LIBERO_NATIVE, get_dialect, pack, unpack
 
 pytestmark = needs("serve", "openpi")
 
@@ -231,7 +231,7 @@ def test_the_policy_sees_a_batch_of_one_in_the_words_of_the_contract():
     (seen,) = policy.seen
     assert seen["instruction"] == ("reach the ball",)
     np.testing.assert_array_equal(seen["rgb_primary"][0], message["observation/image"][:, ::-1])
-    np.testing.assert_allclose(seen["proprio"], [[0.4, 0.1, 0.3, 0, 1, 0, -1, 0, 0, 1]], atol=1e-7)
+    np.testing.assert_allclose(seen["proprio"], [[0.4, 0.1, 0.3, 1, 0, 0, 0, 1, 0, 1]], atol=1e-7)
 
 
 @pytest.mark.parametrize(("sign", "served"), [("+1 opens", -1), ("+1 closes", 1)])
@@ -348,7 +348,8 @@ def test_what_a_dialect_writes_it_reads(position, vector, opening):
 
 def test_the_state_of_libero_is_position_rotation_vector_and_fingers():
     turned = vector_to_matrix(np.array([0.0, np.pi / 2, 0.0]))
-    proprio = np.array([0.5, 0.1, 0.2, *turned[:, 0], *turned[:, 1], 0.5], np.float32)
+    fingers = turned @ vector_to_matrix(np.array([0.0, 0.0, -np.pi / 2]))  # against right_hand
+    proprio = np.array([0.5, 0.1, 0.2, *fingers[:, 0], *fingers[:, 1], 0.5], np.float32)
     dialect = get_dialect("libero", {"rgb_primary": None, "rgb_wrist": None})
     written = dialect.write({"proprio": proprio, "instruction": "x"})
     assert set(written) == {"observation/state", "prompt"}
@@ -359,6 +360,25 @@ def test_the_state_of_libero_is_position_rotation_vector_and_fingers():
         dialect.write({"proprio": np.zeros(15), "instruction": "x"})
     with pytest.raises(ContractMismatch, match=r"shape \(8,\); found shape \(10,\)"):
         dialect.read({"observation/state": proprio})
+
+
+@given(st.floats(0.01, 1), st.floats(-1, 1), st.floats(-1, 1), st.floats(0.01, 2 * np.pi - 0.01))
+def test_the_rotation_of_libero_does_not_jump_where_a_hand_points_down(x, y, z, angle):
+    vector = angle * np.array([x, y, z]) / np.linalg.norm([x, y, z])
+    state = np.array([0.5, 0.1, 0.2, *vector, 0.04, -0.04])
+    found = LIBERO.read({"observation/state": state})["proprio"]
+    dialect = get_dialect("libero", {"rgb_primary": None, "rgb_wrist": None, "instruction": None})
+    written = dialect.write({"proprio": found})["observation/state"]
+    np.testing.assert_allclose(written, state, atol=1e-4)
+
+
+def test_libero_itself_has_their_state_and_it_is_sent_as_it_is():
+    proprio = np.arange(8, dtype=np.float32)
+    message = LIBERO_NATIVE.write(
+        {"rgb_primary": picture(), "rgb_wrist": picture(), "proprio": proprio, "instruction": "x"}
+    )
+    np.testing.assert_array_equal(message["observation/state"], proprio)
+    assert (LIBERO_NATIVE.proprio, LIBERO.proprio) == ("native", "eef")
 
 
 def test_a_key_that_is_not_there_is_named():

@@ -11,12 +11,19 @@ import pytest
 
 import vla_gym  # noqa: F401  registers the ids
 from tests.support import needs
-from vla_gym import visibility
+from vla_gym import face_lists, rendering, visibility
+from vla_gym.faces import Faces
 from vla_gym.visibility import View, Visibility, is_behind, is_outside
 
 pytestmark = needs("metaworld")
 
 SIZE = 96
+
+
+@pytest.fixture(autouse=True)
+def always_ask(monkeypatch):
+    """Have each picture ask what can be left out, also after pictures that could leave out none."""
+    monkeypatch.setattr(rendering, "LONGEST_PAUSE", 0)
 
 
 def draw_rotation(rng):
@@ -196,20 +203,23 @@ def aim(model, data, rng):
 class Pair:
     """Two renderers of one model, of which one culls."""
 
-    def __init__(self, model, data, hidden=()):
+    def __init__(self, model, data, hidden=(), quality="exact"):
         from vla_gym.rendering import Renderer
 
-        self.whole = Renderer(model, data, "exact", hidden, cull=False)
-        self.culled = Renderer(model, data, "exact", hidden)
-        self.model, self.left_out, self.reflections, self.skipped = model, 0, 0, 0
+        self.whole = Renderer(model, data, quality, hidden, cull=False)
+        self.culled = Renderer(model, data, quality, hidden)
+        self.model, self.left_out, self.skipped = model, 0, 0
 
     def check(self, camera, size=SIZE):
         groups = self.model.geom_group.copy(), self.model.site_group.copy()
+        meshes = self.model.mesh_face.copy(), self.model.mesh_facenum.copy()
         expected, found = (r.render(camera, size, size) for r in (self.whole, self.culled))
         differing = int((expected != found).any(axis=2).sum())
         assert not differing, f"{camera}: {differing} pixels differ"
         assert np.array_equal(groups[0], self.model.geom_group)
         assert np.array_equal(groups[1], self.model.site_group)
+        assert np.array_equal(meshes[0], self.model.mesh_face)
+        assert np.array_equal(meshes[1], self.model.mesh_facenum)
         self.left_out += self.whole._scene.ngeom - self.culled._scene.ngeom
         self.skipped += int(not self.culled._scene.flags[2])
 
@@ -218,13 +228,27 @@ class Pair:
         self.culled.close()
 
 
+def watch_dropped(monkeypatch):
+    """Return a list that gets how many faces each choice leaves out."""
+    dropped, choose = [], Faces.choose
+
+    def choose_and_count(self, *args):
+        chosen = choose(self, *args)
+        dropped.append(len(self) - len(chosen))
+        return chosen
+
+    monkeypatch.setattr(Faces, "choose", choose_and_count)
+    return dropped
+
+
 @pytest.mark.parametrize("shadows", [False, True], ids=["no shadows", "shadows"])
 def test_pictures_of_random_scenes_are_equal(shadows, monkeypatch):
     monkeypatch.setattr(visibility, "PIECE_FACES", 3)  # of the twenty that these meshes have
-    monkeypatch.setattr(visibility, "WORTHWHILE", 1.0)
+    monkeypatch.setattr(face_lists, "WORTHWHILE", 1.0)
     monkeypatch.setattr(visibility, "_measured", {})
     rng = np.random.default_rng(int(shadows))
-    left_out = skipped = choices = 0
+    left_out = skipped = 0
+    dropped = watch_dropped(monkeypatch)
     for _ in range(8):
         model, data = draw_model(rng, shadows)
         pair = Pair(model, data)
@@ -232,11 +256,24 @@ def test_pictures_of_random_scenes_are_equal(shadows, monkeypatch):
             aim(model, data, rng)
             pair.check("eye")
         left_out, skipped = left_out + pair.left_out, skipped + pair.skipped
-        pieces = pair.culled._pieces
-        choices += 0 if pieces is None else len(pieces._choices)
         pair.close()
     assert left_out > 300 and skipped > 10
-    assert choices == 0 if shadows else choices > 20
+    assert dropped == [] if shadows else sum(dropped) > 1000
+
+
+def test_fast_pictures_of_random_scenes_are_equal(monkeypatch):
+    monkeypatch.setattr(rendering, "MIN_CULLED", 0)
+    rng = np.random.default_rng(6)
+    left_out = 0
+    for _ in range(4):
+        model, data = draw_model(rng, shadows=True, lamps=True)
+        pair = Pair(model, data, quality="fast")
+        for _ in range(8):
+            aim(model, data, rng)
+            pair.check("eye")
+        left_out += pair.left_out
+        pair.close()
+    assert left_out > 200
 
 
 def test_pieces_are_runs_of_faces_that_leave_none_out():
@@ -316,6 +353,7 @@ def test_an_orthographic_camera_is_drawn_whole():
 
 METAWORLD = ("Reach", "DoorOpen", "PegInsertSide", "WindowClose", "Basketball", "Assembly")
 ROBOSUITE = ("Lift", "Door", "PickPlace", "Wipe", "NutAssembly", "TwoArmTransport", "TwoArmLift")
+LIBERO = ("Spatial0", "Object0", "Goal0", "Long0", "Long3", "Long5")
 RLBENCH = ("OpenDrawer", "StackBlocks")
 
 
@@ -363,6 +401,7 @@ TASKS = [
     *(pytest.param(f"VLA/MetaWorld-{task}-v0", {}, marks=needs("metaworld")) for task in METAWORLD),
     *(pytest.param(f"VLA/Robosuite-{task}-v0", {}, marks=needs("robosuite")) for task in ROBOSUITE),
     pytest.param("VLA/Robosuite-Stack-v0", {"robot": "Sawyer"}, marks=needs("robosuite")),
+    *(pytest.param(f"VLA/LIBERO-{task}-v0", {}, marks=needs("libero")) for task in LIBERO),
     *(
         pytest.param(
             f"VLA/RLBench-{task}-v0",
@@ -390,6 +429,7 @@ def test_pictures_of_many_states_are_equal(env_id, keywords):
     [
         pytest.param("VLA/MetaWorld-Reach-v0"),
         pytest.param("VLA/Robosuite-Lift-v0", marks=needs("robosuite")),
+        pytest.param("VLA/LIBERO-Goal0-v0", marks=needs("libero")),
     ],
 )
 def test_pictures_of_some_states_are_equal(env_id):

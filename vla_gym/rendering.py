@@ -12,11 +12,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
+import gc
 import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from numpy.typing import NDArray
 
 from vla_gym.deps import require
 from vla_gym.errors import BrokenDependency, DependencyNotInstalled, UnknownName
+from vla_gym.face_lists import FaceLists, import_gl
+from vla_gym.frames import Frames
 from vla_gym.meshes import compute_normals, read_simplified
-from vla_gym.pieces import Pieces, import_gl
 from vla_gym.scenery import shown
 from vla_gym.suite import AS_IS, VisualChange
 from vla_gym.visibility import View, Visibility, find_shown_meshes
@@ -41,8 +43,15 @@ HIDDEN_GROUP = 5
 MIN_CULLED = 70
 """Geoms and sites from which on it pays to ask which are seen, in fast quality."""
 
+LONGEST_PAUSE = 31
+"""Pictures of one camera that are drawn without asking, see `_Pauses`."""
+
 MESH_FACES = 500
 """Most faces of a mesh in fast quality."""
+
+SLICES, STACKS, QUADS = 16, 8, 2
+"""Of spheres, capsules, cylinders, and of the sides of boxes in fast quality, at most. MuJoCo's own
+28, 16 and 4 make 900 faces of each sphere."""
 
 MAX_GEOMS = 1000  # as gymnasium's and robosuite's viewers; one more geom would be left out by all
 
@@ -138,12 +147,18 @@ def _current_gl() -> Iterator[None]:
     with _lock:
         _, context, backend = _current_context()
         restore = _remember_egl(context) if backend == "egl" else None
+        collects = gc.isenabled()
+        # What others have drawn with, when it is collected, deletes GL objects by their numbers in
+        # the context that is then current: in this one they would be ours.
+        gc.disable()
         context.make_current()
         try:
             yield
         finally:
             if restore is not None:
                 restore()
+            if collects:
+                gc.enable()
 
 
 def _remember_egl(context: Any) -> Callable[[], None]:
@@ -169,8 +184,8 @@ class Renderer:
         model: `mujoco.MjModel`, compiled. It is never changed.
         data: `mujoco.MjData`, read at each picture.
         quality: `"exact"`: the pixels of the simulator's own viewer; `"fast"`: no shadows,
-            reflections or multisampling, textures less smooth, and meshes of at most `MESH_FACES`
-            faces.
+            reflections or multisampling, textures less smooth, meshes of at most `MESH_FACES`
+            faces, and coarser spheres and cylinders.
         hidden_geom_groups: geom groups that the simulator's own viewer does not show.
         cull: whether to leave out what cannot change a pixel (`vla_gym.visibility`).
         focus_m: middle of the workspace, world frame: moved cameras that stand still go on looking
@@ -195,13 +210,15 @@ class Renderer:
             self._option.geomgroup[group] = 0
         if self._fast:
             cull = cull and model.ngeom + model.nsite >= MIN_CULLED
-        self._visibility = Visibility(model, self._option, refine=not self._fast) if cull else None
+        self._visibility = Visibility(model, self._option) if cull else None
+        self._pauses = _Pauses()
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._perturb = mujoco.MjvPerturb()
         self._scene: Any = None
         self._buffer: Any = None  # MjrContext, made at the first picture
-        self._pieces: Pieces | None = None
+        self._frames: Any = None  # of it
+        self._face_lists: FaceLists | None = None
         self._size = (0, 0)
 
     def render(
@@ -218,22 +235,52 @@ class Renderer:
         Raises:
             UnknownName: the model has no such camera.
         """
-        mujoco = self._mujoco
-        camera_id = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
-        if camera_id < 0:
-            names = [self._model.camera(i).name for i in range(self._model.ncam)]
-            raise UnknownName("camera", camera, names, "the model")
-        self._camera.fixedcamid = camera_id
-        viewport = mujoco.MjrRect(0, 0, width, height)
-        pixels = np.empty((height, width, 3), dtype=np.uint8)
-        move = change.cameras.get(camera)
-        changed = shown(self._model, self._data, camera_id, move, change.light, self._focus_m)
+        return self.render_all([(camera, height, width)], change)[0]
+
+    def render_all(
+        self, shots: Sequence[tuple[str, int, int]], change: VisualChange = AS_IS
+    ) -> list[NDArray[np.uint8]]:
+        """Return the pictures of several cameras, in less time than one after the other.
+
+        Args:
+            shots: camera, height and width of each, as in `render`.
+            change: see `render`.
+
+        Raises:
+            UnknownName: the model has no such camera.
+        """
+        cameras = [self._find_camera(camera) for camera, _, _ in shots]
         with _current_gl():
-            self._prepare(height, width)
-            with changed:
-                self._update_scene(height, width)
-            mujoco.mjr_render(viewport, self._scene, self._buffer)
-            mujoco.mjr_readPixels(pixels, None, viewport, self._buffer)
+            self._prepare(max(shot[1] for shot in shots), max(shot[2] for shot in shots))
+            if len(shots) > 1 and not self._frames.several:
+                return [self.render(*shot, change) for shot in shots]
+            for number, (shot, camera) in enumerate(zip(shots, cameras, strict=True)):
+                self._frames.choose(number)
+                self._draw(camera, *shot, change)
+                self._frames.start()
+            return [self._read(number, *shot[1:]) for number, shot in enumerate(shots)]
+
+    def _find_camera(self, name: str) -> int:
+        mujoco = self._mujoco
+        camera = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, name)
+        if camera < 0:
+            names = [self._model.camera(i).name for i in range(self._model.ncam)]
+            raise UnknownName("camera", name, names, "the model")
+        return camera
+
+    def _draw(self, camera: int, name: str, height: int, width: int, change: VisualChange) -> None:
+        self._camera.fixedcamid = camera
+        move = change.cameras.get(name)
+        with shown(self._model, self._data, camera, move, change.light, self._focus_m):
+            self._update_scene(height, width)
+        viewport = self._mujoco.MjrRect(0, 0, width, height)
+        self._mujoco.mjr_render(viewport, self._scene, self._buffer)
+
+    def _read(self, number: int, height: int, width: int) -> NDArray[np.uint8]:
+        self._frames.choose(number)
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        viewport = self._mujoco.MjrRect(0, 0, width, height)
+        self._mujoco.mjr_readPixels(pixels, None, viewport, self._buffer)
         return np.ascontiguousarray(pixels[::-1])  # GL's row 0 is at the bottom
 
     def _update_scene(self, height: int, width: int) -> None:
@@ -242,22 +289,28 @@ class Renderer:
         flags = mujoco.mjtRndFlag
         scene.flags[flags.mjRND_REFLECTION] = not self._fast
         mujoco.mjv_updateCamera(self._model, self._data, self._camera, scene)
-        view = View.of(scene.camera, height, width) if self._visibility is not None else None
+        look = self._visibility is not None and self._pauses.step(self._camera.fixedcamid)
+        view = View.of(scene.camera, height, width) if look else None
         if self._visibility is None or view is None:
             self._list_scene()
             return
-        effects = not self._fast
-        sight = self._visibility.look(self._data, view, shadows=effects, reflections=effects)
+        if self._fast:
+            with self._hide(self._visibility.find_outside(self._data, view)):
+                self._list_scene()
+            return
+        sight = self._visibility.look(self._data, view, shadows=True, reflections=True)
+        self._pauses.put(self._camera.fixedcamid, sight.useful)
         with self._hide(sight.hidden):
             self._list_scene()
         if scene.ngeom != sight.drawn:
             return
         if not sight.reflection:
             scene.flags[flags.mjRND_REFLECTION] = 0
-        if self._pieces is not None:
-            for geom, pieces in sight.pieces.items():
-                mesh = int(self._model.geom_dataid[geom])
-                scene.geoms[sight.places[geom]].dataid = self._pieces.compose(mesh, pieces)
+        if self._face_lists is not None:
+            size, camera = (height, width), self._camera.fixedcamid
+            for geom, parts in sight.parts.items():
+                thing = scene.geoms[sight.places[geom]]
+                self._face_lists.show(camera, geom, thing, view, size, parts, sight.mirror)
 
     def _list_scene(self) -> None:
         mujoco = self._mujoco
@@ -293,15 +346,14 @@ class Renderer:
                 self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
                 self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             self._buffer = self._make_buffer(height, width)
-            if self._visibility is not None and self._visibility.refine:
-                meshes = find_shown_meshes(self._model, self._option)
-                self._pieces = Pieces.upload(mujoco, self._model, self._buffer, meshes)
+            self._frames = Frames(mujoco, self._buffer)
+            if not self._fast and self._visibility is not None and self._visibility.refine:
+                self._face_lists = FaceLists.make(mujoco, self._model, self._buffer)
             self._size = (height, width)
         elif height > self._size[0] or width > self._size[1]:
             self._size = (max(height, self._size[0]), max(width, self._size[1]))
+            self._frames.free()
             mujoco.mjr_resizeOffscreen(self._size[1], self._size[0], self._buffer)
-        # Each time: the envs of a process share one GL context, in which the last one is bound.
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffer)
 
     def _make_buffer(self, height: int, width: int) -> Any:
         """Upload textures and meshes: an MjrContext with an off-screen buffer of this size."""
@@ -320,13 +372,37 @@ class Renderer:
     def close(self) -> None:
         """Free the GL buffers. Safe to call more than once."""
         buffer, self._buffer = self._buffer, None
-        pieces, self._pieces = self._pieces, None
+        face_lists, self._face_lists = self._face_lists, None
         if buffer is not None and _context is not None and _context[0] == os.getpid():
             # At interpreter exit the GL library may be gone.
             with contextlib.suppress(Exception), _current_gl():
+                self._frames.free()
                 buffer.free()
-                if pieces is not None:
-                    pieces.free()
+                if face_lists is not None:
+                    face_lists.free()
+
+
+class _Pauses:
+    """For how many pictures of a camera nobody asks what can be left out.
+
+    Asking takes 2 ms, and where nothing could be left out that is so in the next picture, too. Each
+    time in vain makes the next pause longer.
+    """
+
+    def __init__(self) -> None:
+        self._lengths: dict[int, int] = {}
+        self._left: dict[int, int] = {}
+
+    def step(self, camera: int) -> bool:
+        """Return whether to ask for this picture."""
+        left = self._left.get(camera, 0)
+        self._left[camera] = max(left - 1, 0)
+        return not left
+
+    def put(self, camera: int, useful: bool) -> None:
+        """Take what asking has come to."""
+        length = 0 if useful else min(2 * self._lengths.get(camera, 0) + 1, LONGEST_PAUSE)
+        self._lengths[camera] = self._left[camera] = length
 
 
 def _simplify(model: Any, option: Any) -> Any:
@@ -335,8 +411,11 @@ def _simplify(model: Any, option: Any) -> Any:
     Meshes with a texture stay as they are: a simplified one would not know where it goes.
     """
     model = copy.copy(model)
-    model.vis.quality.offsamples = 0
-    model.vis.quality.shadowsize = 0
+    quality = model.vis.quality
+    quality.offsamples = quality.shadowsize = 0
+    quality.numslices = min(quality.numslices, SLICES)
+    quality.numstacks = min(quality.numstacks, STACKS)
+    quality.numquads = min(quality.numquads, QUADS)
     model.mesh_graphadr[:] = -1  # convex hulls are never shown
     materials = model.geom_matid
     plain = (materials < 0) | (model.mat_texid[materials] < 0).all(axis=1) if model.nmat else True

@@ -132,9 +132,8 @@ class PolicyServer:
             differences.append(f"gripper is {spec.gripper!r}, not {' or '.join(map(repr, SIGNS))}")
         if spec.action_mode not in (None, "ee_delta"):
             differences.append(f"action_mode is {spec.action_mode!r}, they read 'ee_delta'")
-        proprio = "joints" if dialect.state == "joints" else "eef"
-        if "proprio" in dialect.keys and spec.proprio not in (None, proprio):
-            differences.append(f"proprio is {spec.proprio!r}, they send {proprio!r}")
+        if "proprio" in dialect.keys and spec.proprio not in (None, dialect.proprio):
+            differences.append(f"proprio is {spec.proprio!r}, they send {dialect.proprio!r}")
         if spec.action_dim not in (None, 7):
             differences.append(f"actions have {spec.action_dim} entries, they read 7")
         if lacking := set(spec.cameras or ()) - set(dialect.cameras or ()):
@@ -274,9 +273,11 @@ def _fault_of(key: str, picture: Any, spec: PolicySpec) -> list[str]:
 
 def _spec_in_contract(spec: PolicySpec) -> PolicySpec:
     """Return the same needs with every form the contract's own, as `connect` makes it."""
-    needs = ("suites", "cameras", "image_size", "state", "proprio", "instruction", "keywords")
+    needs = ("suites", "cameras", "state", "proprio", "instruction", "keywords")
     speaks = ("action_mode", "action_dim")
-    return PolicySpec(**{name: getattr(spec, name) for name in (*needs, *speaks)})
+    size = spec.image_size if spec.drawn_size is None else spec.drawn_size
+    same = {name: getattr(spec, name) for name in (*needs, *speaks)}
+    return PolicySpec(image_size=size, **same)
 
 
 def _answer_http(connection: Any, request: Any) -> Any:

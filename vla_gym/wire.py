@@ -18,7 +18,16 @@ from vla_gym.deps import require
 from vla_gym.errors import ContractMismatch, UnknownName
 from vla_gym.rotations import rotation_vector, vector_to_matrix
 
-__all__ = ["DIALECTS", "LIBERO", "VLA_GYM", "Dialect", "get_dialect", "pack", "unpack"]
+__all__ = [
+    "DIALECTS",
+    "LIBERO",
+    "LIBERO_NATIVE",
+    "VLA_GYM",
+    "Dialect",
+    "get_dialect",
+    "pack",
+    "unpack",
+]
 
 KINDS = "biufU"
 """Kinds of dtypes that are read: numbers and text, neither objects nor records."""
@@ -71,9 +80,10 @@ class Dialect:
         name: of the dialect.
         keys: our key -> theirs; what is not named is not sent. None: all under its own name.
         mirrored: whether their pictures are ours with left and right exchanged.
-        state: what they have in the place of `proprio`: `"eef"` or `"joints"`, ours as it is, or
-            `"eef vector fingers"`, float32 (8,): position [m], rotation vector [rad] of the end
-            effector, and joint positions of both fingers [m].
+        state: what they have in the place of `proprio`: `"eef"`, `"joints"` or `"native"`, ours as
+            it is, or `"eef vector fingers"`, float32 (8,): LIBERO's `proprio="native"` as far as it
+            can be had from `"eef"` in any suite. Position [m]; axis-angle [rad] of robosuite's
+            `right_hand`, with x >= 0; joint positions of both fingers [m], as if they were alike.
         base: where the robot's base is in the frame of their positions [m].
         gripper: `"+1 opens"` or `"+1 closes"`.
     """
@@ -81,7 +91,7 @@ class Dialect:
     name: str
     keys: Mapping[str, str] | None = None
     mirrored: bool = False
-    state: Literal["eef", "joints", "eef vector fingers"] = "eef"
+    state: Literal["eef", "joints", "native", "eef vector fingers"] = "eef"
     base: tuple[float, float, float] = (0.0, 0.0, 0.0)
     gripper: str = "+1 opens"
 
@@ -91,6 +101,11 @@ class Dialect:
         if self.keys is None:
             return None
         return tuple(key.removeprefix("rgb_") for key in self.keys if key.startswith("rgb_"))
+
+    @property
+    def proprio(self) -> str:
+        """The form of `proprio` from which their state is made."""
+        return "eef" if self.state == "eef vector fingers" else self.state
 
     def write(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """Return the observation of one env, without batch axis, in their words.
@@ -141,11 +156,22 @@ def _to_vector_fingers(
             f"the state of position, rotation vector and fingers is made from proprio='eef' of one "
             f"arm, shape (10,); found shape {proprio.shape}"
         )
-    first, second = proprio[3:6].astype(np.float64), proprio[6:9].astype(np.float64)
-    matrix = np.stack([first, second, np.cross(first, second)], axis=1)
+    x, y = proprio[3:6].astype(np.float64), proprio[6:9].astype(np.float64)
+    hand = np.stack([y, -x, np.cross(x, y)], axis=1)
     fingers = FINGER_M * proprio[9] * np.array([1.0, -1.0])
     position = proprio[:3] + base
-    return np.concatenate([position, rotation_vector(matrix), fingers]).astype(np.float32)
+    return np.concatenate([position, _to_vector(hand), fingers]).astype(np.float32)
+
+
+def _to_vector(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the axis-angle [rad] whose x is not negative; its angle goes up to 2 pi.
+
+    A hand that points down is turned by about pi. The shortest vector jumps there from one side to
+    the other, this one does not: robosuite makes it from a quaternion that does not jump either.
+    """
+    vector = rotation_vector(matrix)
+    angle = float(np.linalg.norm(vector))
+    return vector if vector[0] >= 0 else vector * (1 - 2 * np.pi / angle)
 
 
 def _from_vector_fingers(
@@ -156,10 +182,10 @@ def _from_vector_fingers(
             f"the state must be position (3), rotation vector (3) and fingers (2), shape (8,); "
             f"found shape {state.shape}"
         )
-    matrix = vector_to_matrix(state[3:6].astype(np.float64))
+    hand = vector_to_matrix(state[3:6].astype(np.float64))
     opening = np.clip((state[6] - state[7]) / (2 * FINGER_M), 0.0, 1.0)
     position = state[:3] - base
-    return np.concatenate([position, matrix[:, 0], matrix[:, 1], [opening]]).astype(np.float32)
+    return np.concatenate([position, -hand[:, 1], hand[:, 0], [opening]]).astype(np.float32)
 
 
 VLA_GYM = Dialect("vla_gym")
@@ -183,7 +209,10 @@ Their pictures are LIBERO's turned by half a turn. LIBERO's own stand on their h
 are upright and mirrored. Positions are in the world frame there: see `Dialect.base`.
 """
 
-DIALECTS = {dialect.name: dialect for dialect in (VLA_GYM, LIBERO)}
+LIBERO_NATIVE = dataclasses.replace(LIBERO, name="libero-native", state="native")
+"""The same in LIBERO itself, where `proprio="native"` is their state, bit for bit."""
+
+DIALECTS = {dialect.name: dialect for dialect in (VLA_GYM, LIBERO, LIBERO_NATIVE)}
 
 
 def get_dialect(dialect: str | Dialect, keys: Mapping[str, str | None] | None = None) -> Dialect:

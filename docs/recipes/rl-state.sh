@@ -16,7 +16,7 @@ for seed in 0 1 2; do
 done
 
 vla-gym eval -p "bc=$OUT/bc/last" -p "rl-0=$OUT/rl-0/last" -p "rl-1=$OUT/rl-1/last" \
-    -p "rl-2=$OUT/rl-2/last" -p metaworld-expert -p random -e MetaWorld-Reach -n 100 -w "$WORKERS" \
+    -p "rl-2=$OUT/rl-2/last" -p metaworld-expert -p random -e MetaWorld-Reach -n 50 -w "$WORKERS" \
     --max-steps 60 -k split=test --no-video -o "$OUT/eval"
 
 python docs/recipes/plot_curves.py "$OUT"/rl-[0-9] -o "$OUT/curve.svg" --xlabel "control steps" \

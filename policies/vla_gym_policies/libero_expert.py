@@ -18,7 +18,9 @@ __all__ = ["TASKS", "LiberoExpert"]
 Vector = NDArray[np.float64]
 
 EEF = slice(28, 31)
-"""End-effector position [m], world frame, within `robot0_proprio-state`."""
+HAND = slice(31, 35)
+"""End effector's position [m] and quaternion (x, y, z, w) of the body `right_hand`, world frame,
+within `robot0_proprio-state`."""
 
 PROPRIO_DIM = 39
 OBJECT_DIM = 14
@@ -198,7 +200,6 @@ class LiberoExpert:
         suites=("LIBERO",),
         cameras=(),
         state=True,
-        proprio="eef",
         action_mode="ee_delta",
         action_dim=7,
     )
@@ -239,14 +240,13 @@ class LiberoExpert:
         starts = np.zeros(size, bool) if episode_start is None else episode_start
         before = [None] * size if state is None else state
         actions, after = np.zeros((size, 7), np.float32), []
-        for row, (seen, proprio) in enumerate(
-            zip(observation["state"], observation["proprio"], strict=True)
-        ):
-            seen, proprio = np.asarray(seen, np.float64), np.asarray(proprio, np.float64)
+        for row, seen in enumerate(observation["state"]):
+            seen = np.asarray(seen, np.float64)
+            hand = _read_hand(seen)
             progress = before[row]
             if progress is None or starts[row]:
-                progress = _start(pick, seen, proprio)
-            actions[row], progress = _act(pick, progress, seen, proprio)
+                progress = _start(pick, seen, hand)
+            actions[row], progress = _act(pick, progress, seen, hand)
             after.append(progress)
         return actions, after
 
@@ -261,6 +261,15 @@ class _Box(NamedTuple):
     top: float
 
 
+def _read_hand(state: Vector) -> Vector:
+    """Return position and axes of the hand, (9,), in the order of `proprio="eef"`, world frame.
+
+    The fingers' frame is that of the body, turned by -90 degrees about where the hand points.
+    """
+    body = quaternion_to_matrix(state[HAND])
+    return np.concatenate([state[EEF], -body[:, 1], body[:, 0]])
+
+
 def _look(shape: Shape, at: int, state: Vector) -> _Box:
     position, rotation = state[at : at + 3], quaternion_to_matrix(state[at + 3 : at + 7])
     low, high = np.array(shape.low), np.array(shape.high)
@@ -269,14 +278,12 @@ def _look(shape: Shape, at: int, state: Vector) -> _Box:
     return _Box(position, rotation, middle, middle[2] - half, middle[2] + half)
 
 
-def _start(pick: Pick, state: Vector, proprio: Vector) -> Progress:
+def _start(pick: Pick, state: Vector, hand: Vector) -> Progress:
     """Choose the grasp from the first observation: of those possible the first with enough room."""
     shape = SHAPES[pick.shape]
     box = _look(shape, pick.at, state)
     if shape.rim_m is not None:
-        angles = np.arctan2(proprio[4], proprio[3]) + np.pi * np.array(
-            [0, 1, 0.25, 1.25, 0.75, 1.75]
-        )
+        angles = np.arctan2(hand[4], hand[3]) + np.pi * np.array([0, 1, 0.25, 1.25, 0.75, 1.75])
         sides = np.stack([np.cos(angles), np.sin(angles), np.zeros(6)], axis=1)
         grasps = [(side, shape.rim_m * side) for side in sides]
     else:
@@ -314,9 +321,9 @@ def _share(apart: float) -> float:
     return float(np.clip(1.5 - apart / NEAR_M, 0.1, 1.0))
 
 
-def _act(pick: Pick, progress: Progress, state: Vector, proprio: Vector) -> tuple[Vector, Progress]:
+def _act(pick: Pick, progress: Progress, state: Vector, hand: Vector) -> tuple[Vector, Progress]:
     """Return one env's action, shape (7,), and its progress after it."""
-    shape, eef = SHAPES[pick.shape], state[EEF]
+    shape, eef = SHAPES[pick.shape], hand[:3]
     box = _look(shape, pick.at, state)
     phase, steps, across, offset, floor = progress
     depth = FINGER_M if shape.rim_m is None else RIM_DEPTH_M
@@ -330,7 +337,7 @@ def _act(pick: Pick, progress: Progress, state: Vector, proprio: Vector) -> tupl
     to_grasp, to_goal = grasp - eef, goal - held
     apart = float(np.linalg.norm(to_grasp[:2]))
     left = float(np.linalg.norm(to_goal[:2]))
-    turn = abs(float(across @ proprio[3:6]))
+    turn = abs(float(across @ hand[3:6]))
     after = phase
     if phase == ABOVE and apart < NEAR_M and turn > 0.99 and to_grasp[2] < -HOVER_M / 2:
         after = DOWN
@@ -368,5 +375,5 @@ def _act(pick: Pick, progress: Progress, state: Vector, proprio: Vector) -> tupl
     else:
         move = np.zeros(3)
     grip = -1.0 if after in (CLOSE, RAISE, CARRY, LOWER) else 1.0
-    action = np.append(steer(move, proprio, across), grip)
+    action = np.append(steer(move, hand, across), grip)
     return action, Progress(after, steps, across, offset, floor)

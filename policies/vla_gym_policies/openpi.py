@@ -26,6 +26,7 @@ from vla_gym_policies.remote import (
     RemotePolicyError,
     Seats,
     read_address,
+    refuse_likeness,
     take_env,
 )
 
@@ -103,7 +104,8 @@ class OpenPIPolicy:
         """Return the policy itself.
 
         Raises:
-            ContractMismatch: the server is one of ours and serves its policy for another env.
+            ContractMismatch: the server is one of ours and serves its policy for another env; or
+                the env is LIBERO's and the state would only be like LIBERO's.
         """
         env = self.metadata["vla_gym"]["env"] if self._ours else None
         if env is not None and env["id"] != sheet.id:
@@ -111,6 +113,7 @@ class OpenPIPolicy:
                 f"the server at {self._address} acts in {env['id']}, the env is {sheet.id}. Start "
                 f"it with --env {sheet.id}"
             )
+        refuse_likeness(self._dialect, sheet, "openpi")
         return self
 
     def set_random_seed(self, seed: int) -> None:
@@ -226,7 +229,7 @@ def _spec_of(dialect: Dialect, image_size: int) -> PolicySpec:
         cameras=dialect.cameras,
         image_size=image_size if dialect.cameras else None,
         state=True if "state" in keys else None,
-        proprio=("joints" if dialect.state == "joints" else "eef") if "proprio" in keys else None,
+        proprio=dialect.proprio if "proprio" in keys else None,
         instruction="text" if "instruction" in keys else None,
         action_mode="ee_delta",
         action_dim=7,

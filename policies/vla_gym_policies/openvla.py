@@ -11,6 +11,7 @@ Source of the arithmetic: openvla's `prismatic/extern/hf/modeling_prismatic.py`,
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def make_openvla_policy(
     prompt: str = PROMPT,
     norm_stats: str | Path | Mapping[str, Any] | None = None,
     vocabulary: int | None = None,
+    recorded_size: int | None = None,
     center_crop: bool = False,
     binary_gripper: bool = False,
     batched: bool | None = None,
@@ -104,6 +106,9 @@ def make_openvla_policy(
         vocabulary: number of tokens, the last of which are the actions. None: as OpenVLA counts,
             without the rows that pad its embedding, or else those of the tokenizer, without added
             ones.
+        recorded_size: of the pictures of the data set [pixels], in which the env then draws them.
+            They go through JPEG and are scaled by Lanczos to the model's size, as those of
+            Open X-Embodiment in training. None: they are drawn in the model's size.
         center_crop: show the middle 90 % of a picture's area, for checkpoints that were fine-tuned
             with random crops.
         binary_gripper: round the gripper to open or closed, as OpenVLA does on LIBERO.
@@ -131,10 +136,15 @@ def make_openvla_policy(
         getattr(model.config, "n_action_bins", 256),
         statistics,
     )
+    image_size = _read_image_size(model.config)
+    if recorded_size is not None and image_size is None:
+        raise InvalidOption(
+            f"recorded_size={recorded_size}, but {folder} does not say what size its model takes"
+        )
     spec = declare(
         conventions,
         cameras=("primary",),
-        image_size=_read_image_size(model.config),
+        image_size=image_size if recorded_size is None else recorded_size,
         instruction="text",
         action_mode="ee_delta",
         action_dim=len(tokens.low),
@@ -151,6 +161,7 @@ def make_openvla_policy(
         prompt=prompt,
         end_token=LLAMA_SPACE if original else None,
         batched=not original if batched is None else batched,
+        scale_to=None if recorded_size is None else image_size,
         center_crop=center_crop,
         binary_gripper=binary_gripper,
     )
@@ -167,6 +178,8 @@ class OpenVLAPolicy:
         prompt: with `{instruction}`.
         end_token: appended to prompts that do not end with it.
         batched: whether the model can generate for several prompts at once.
+        scale_to: size to which pictures are brought through JPEG and Lanczos [pixels]; None: they
+            are shown as they come.
         center_crop, binary_gripper: see `make_openvla_policy`.
     """
 
@@ -180,13 +193,14 @@ class OpenVLAPolicy:
         prompt: str = PROMPT,
         end_token: int | None = None,
         batched: bool = True,
+        scale_to: int | None = None,
         center_crop: bool = False,
         binary_gripper: bool = False,
     ) -> None:
         self.model, self.spec, self.tokens = model, spec, tokens
         self._processor, self._prompt, self._end_token = processor, prompt, end_token
-        self._batched, self._center_crop = batched, center_crop
-        self._binary_gripper = binary_gripper
+        self._batched, self._binary_gripper = batched, binary_gripper
+        self._scale_to, self._center_crop = scale_to, center_crop
         self._torch = require("torch", "openvla", PURPOSE)
         self._image = require("PIL.Image", "openvla", PURPOSE)
         processor.tokenizer.padding_side = "left"  # what is generated follows the prompt
@@ -257,9 +271,29 @@ class OpenVLAPolicy:
 
     def _show(self, pictures: NDArray[np.uint8]) -> list[Any]:
         """Return pictures (B, H, W, 3) as Pillow's."""
+        if self._scale_to is not None:
+            size = self._scale_to
+            pictures = np.stack([_scale_recorded(self._image, p, size) for p in pictures])
         if self._center_crop:
             pictures = _crop_center(self._torch, pictures, area=0.9)
         return [self._image.fromarray(np.ascontiguousarray(picture)) for picture in pictures]
+
+
+def _scale_recorded(image: Any, picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3), after JPEG, in another size.
+
+    As openvla's `experiments/robot/libero/libero_utils.py`, resize_image, does it: TensorFlow's
+    encode_jpeg (quality 95, 4:2:0; the bytes are the same), its decoder, and its antialiased
+    lanczos3, rounded once. TensorFlow decodes with libjpeg's fast inverse transform, Pillow with
+    the accurate one: 1.0 level of 255 apart on average, 16 at most, on LIBERO's pictures. Pillow's
+    Lanczos is the same filter; it rounds in between, but not where levels are float.
+    """
+    file = io.BytesIO()
+    image.fromarray(picture).save(file, "jpeg", quality=95, subsampling="4:2:0")
+    bands = image.open(file).convert("RGB").split()
+    way = image.Resampling.LANCZOS
+    scaled = [np.asarray(band.convert("F").resize((size, size), way)) for band in bands]
+    return np.clip(np.round(np.stack(scaled, axis=-1)), 0, 255).astype(np.uint8)
 
 
 def _crop_center(torch: Any, pictures: NDArray[np.uint8], area: float) -> NDArray[np.uint8]:

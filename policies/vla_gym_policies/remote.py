@@ -13,7 +13,19 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Connections", "Memory", "RemotePolicyError", "Seats", "read_address", "take_env"]
+from vla_gym import SpecSheet
+from vla_gym.errors import ContractMismatch
+from vla_gym.wire import Dialect
+
+__all__ = [
+    "Connections",
+    "Memory",
+    "RemotePolicyError",
+    "Seats",
+    "read_address",
+    "refuse_likeness",
+    "take_env",
+]
 
 C = TypeVar("C")
 
@@ -148,3 +160,23 @@ def take_env(observation: dict[str, Any], row: int) -> dict[str, Any]:
         key: value[row] if isinstance(value, np.ndarray) else str(value[row])
         for key, value in observation.items()
     }
+
+
+def refuse_likeness(dialect: Dialect, sheet: SpecSheet, policy: str) -> None:
+    """Refuse a state that is only like LIBERO's in LIBERO, where the true one can be had.
+
+    Args:
+        dialect: of the server.
+        sheet: of the env.
+        policy: its name, for the error text.
+
+    Raises:
+        ContractMismatch: it is such a state.
+    """
+    sent = "proprio" in (dialect.keys or {})
+    if sheet.suite == "LIBERO" and sent and dialect.state == "eef vector fingers":
+        raise ContractMismatch(
+            f"{sheet.id} has the state that LIBERO's models are trained on, as proprio='native'; "
+            f"the dialect {dialect.name!r} makes one like it from proprio='eef', with other "
+            f"positions and both fingers alike. Take the policy {policy}-libero"
+        )

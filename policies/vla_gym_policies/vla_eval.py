@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_gym import PolicySpec
+from vla_gym import PolicySpec, SpecSheet
 from vla_gym.deps import require
 from vla_gym.errors import ContractMismatch
 from vla_gym.policy import Chunker
@@ -27,6 +27,7 @@ from vla_gym_policies.remote import (
     RemotePolicyError,
     Seats,
     read_address,
+    refuse_likeness,
     take_env,
 )
 
@@ -52,8 +53,8 @@ GRIPPERS = {
     "binary_close_01": "1 closes, 0 opens",
 }
 ROTATIONS = {"axis_angle": "axis-angle", "euler_xyz": "euler xyz"}
-STATES = {"eef_pos3_axisangle3_gripper2": "eef vector fingers", "raw": None}
-"""Formats of vla-eval's `specs.py` -> ours."""
+STATES = {"eef_pos3_axisangle3_gripper2": ("eef vector fingers", "native")}
+"""Formats of vla-eval's `specs.py` -> ours. A state that is "raw" may be any."""
 
 
 def make_vla_eval_policy(address: str = "", **keywords: Any) -> VLAEvalPolicy:
@@ -113,6 +114,15 @@ class VLAEvalPolicy:
         self._dialect = _trim(dialect, self.metadata)
         self.spec = self._read_spec(image_size, gripper, rotation)
         self._chunker, self._seats = Chunker(execute, ensemble), Seats()
+
+    def for_env(self, sheet: SpecSheet) -> VLAEvalPolicy:
+        """Return the policy itself.
+
+        Raises:
+            ContractMismatch: the env is LIBERO's and the state would only be like LIBERO's.
+        """
+        refuse_likeness(self._dialect, sheet, "vla-eval")
+        return self
 
     def predict(
         self,
@@ -192,7 +202,7 @@ class VLAEvalPolicy:
                 )
         state = _format(self.metadata.get("observation_spec") or {}, "state") or "raw"
         sent = "proprio" in (self._dialect.keys or {})
-        if sent and STATES.get(state, state) not in (None, self._dialect.state):
+        if sent and state != "raw" and self._dialect.state not in STATES.get(state, (state,)):
             faults.append(f"state is {state!r}, the dialect has {self._dialect.state!r}")
         if faults:
             raise ContractMismatch(
@@ -202,7 +212,7 @@ class VLAEvalPolicy:
         return PolicySpec(
             cameras=self._dialect.cameras,
             image_size=image_size,
-            proprio=("joints" if self._dialect.state == "joints" else "eef") if sent else None,
+            proprio=self._dialect.proprio if sent else None,
             instruction="text",
             action_mode="ee_delta",
             action_dim=7,

@@ -22,6 +22,7 @@ SUITES = {
     "MetaWorld": ("VLA/MetaWorld-DrawerOpen-v0", "metaworld-expert", "metaworld", 1000),
     "Robosuite": ("VLA/Robosuite-Door-v0", "robosuite-door-expert", "robosuite", 1200),
     "RLBench": ("VLA/RLBench-CloseBox-v0", "rlbench-expert", "rlbench-twin", 1500),
+    "LIBERO": ("VLA/LIBERO-Spatial0-v0", "libero-expert", "libero", 1500),
 }
 """Suite -> id, expert, extra, and the steps from which the clone learns."""
 

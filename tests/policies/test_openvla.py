@@ -37,9 +37,8 @@ STATS = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A LLaVA of some thousand random weights with its processor, saved by transformers."""
+def save_model(path, size=SIZE):
+    """Save a LLaVA of some thousand random weights with its processor, and return the folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
@@ -59,7 +58,7 @@ def folder(tmp_path_factory):
             intermediate_size=32,
             num_hidden_layers=2,
             num_attention_heads=2,
-            image_size=SIZE,
+            image_size=size,
             patch_size=8,
             projection_dim=16,
         ),
@@ -83,7 +82,6 @@ def folder(tmp_path_factory):
             if weight.ndim > 1:
                 weight.copy_(torch.randn_like(weight) * weight.shape[-1] ** -0.5)
         model.lm_head.weight[:WORD_COUNT] = 0  # it rather writes actions than words
-    path = tmp_path_factory.mktemp("openvla")
     model.save_pretrained(path)
     names = [*SPECIAL, *WORDS, *(f"bin{i}" for i in range(256))]
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="<unk>"))
@@ -98,7 +96,7 @@ def folder(tmp_path_factory):
     )
     LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
-            size={"height": SIZE, "width": SIZE}, crop_size={"height": SIZE, "width": SIZE}
+            size={"height": size, "width": size}, crop_size={"height": size, "width": size}
         ),
         tokenizer=tokenizer,
         patch_size=8,
@@ -107,6 +105,11 @@ def folder(tmp_path_factory):
         num_additional_image_tokens=1,
     ).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("openvla"))
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,8 @@ def read_vectors(length, seed):
 STATS = {"norm_stats": {"state": read_vectors(10, 0), "actions": read_vectors(7, 1)}}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A π0 of some thousand random weights, its tokenizer and statistics."""
+def save_model(path):
+    """Save a π0 of some thousand random weights, tokenizer and statistics; return the folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PI0Config, PI0ForConditionalGeneration, PreTrainedTokenizerFast
@@ -83,7 +82,6 @@ def folder(tmp_path_factory):
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.copy_(torch.randn_like(weight) * weight.shape[-1] ** -0.5)
-    path = tmp_path_factory.mktemp("pi0")
     model.save_pretrained(path)
     vocabulary = {w: i for i, w in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", "\n", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -99,6 +97,11 @@ def folder(tmp_path_factory):
     ).save_pretrained(path)
     (path / "norm_stats.json").write_text(json.dumps(STATS))
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("pi0"))
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,9 @@ def test_an_observation_is_that_of_their_libero_benchmark():
         np.testing.assert_array_equal(
             payload["images"]["agentview"], observation["rgb_primary"][i][:, ::-1]
         )
-        np.testing.assert_allclose(payload["states"], [0.5, 0, 0.2, 0, 0, 0, 0.04, -0.04])
+        np.testing.assert_allclose(  # right_hand is turned against the fingers' frame
+            payload["states"], [0.5, 0, 0.2, 0, 0, np.pi / 2, 0.04, -0.04], rtol=1e-6
+        )
 
 
 def test_each_env_has_a_session_whose_episodes_begin_and_end():

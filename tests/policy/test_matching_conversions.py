@@ -242,6 +242,26 @@ def test_pictures_are_turned_and_their_channels_brought_in_order():
     assert found["rgb_wrist"] is picture  # not one that it reads
 
 
+def test_pictures_are_drawn_in_one_size_and_scaled_to_another():
+    spec = PolicySpec(cameras=("primary",), image_size=8, drawn_size=16, resize="bilinear")
+    assert spec.env_keywords()["image_size"] == 16
+    env = gym.make("VLA/Toy-Reach-v0", **spec.env_keywords())
+    drawn = env.reset(seed=0)[0]["rgb_primary"][None]
+    env.close()
+    assert drawn.shape == (1, 16, 16, 3)
+    assert see(spec, env.unwrapped.spec_sheet, rgb_primary=drawn)["rgb_primary"].shape[1] == 8
+    with pytest.raises(ContractMismatch, match="image_size: the policy has 8, the env 16"):
+        see(dataclasses.replace(spec, resize=None), env.unwrapped.spec_sheet, rgb_primary=drawn)
+
+
+def test_what_a_policy_declares_can_be_said_for_it():
+    policy = Speaker(PolicySpec(gripper="+1 closes"), np.ones((1, 7), np.float32))
+    observation = {"proprio": np.zeros((1, 10), np.float32)}
+    for spec, sign in ((None, -1), (PolicySpec(), 1)):
+        actions, _ = connect(policy, toy_sheet(), spec).predict(observation)
+        assert actions[0, 6] == sign
+
+
 @given(
     arrays.arrays(np.uint8, (2, 4, 4, 3)),
     st.sampled_from(list(TURNS)),

@@ -5,7 +5,9 @@ import writes there. As a script it plays episodes and writes what it saw:
 
     python libero_upstream.py episodes.json seen.npz
 
-episodes.json is a list of {"task": ..., "seed": ..., "init_state": ..., "actions": [...]}.
+episodes.json is a list of {"task": ..., "seed": ..., "init_state": ..., "size": ...,
+"actions": [...]}, with, if wanted, "then_set": initial states to set after the last action, without
+another reset.
 """
 
 from __future__ import annotations
@@ -90,6 +92,11 @@ def play(env: Any, native: str, episode: dict[str, Any]) -> dict[str, np.ndarray
     for action in episode["actions"]:
         observation, reward, *_ = env.step(action)
         record(observation, reward)
+    if "then_set" in episode:
+        seen["set_sim"] = [seen["sim"][0]]
+        for index in episode["then_set"]:
+            env.set_init_state(load_init_states(native)[index])
+            seen["set_sim"].append(np.array(env.get_sim_state()))
     return {name: np.array(rows) for name, rows in seen.items()}
 
 

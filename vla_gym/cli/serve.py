@@ -27,7 +27,7 @@ def serve_command(
         typer.Option("--env", "-e", help="Id in whose convention it acts, for one that needs it."),
     ] = None,
     dialect: Annotated[
-        str, typer.Option(help="Keys and forms of the clients: vla_gym or libero.")
+        str, typer.Option(help="Keys and forms of the clients: vla_gym, libero or libero-native.")
     ] = "vla_gym",
     keyword: Keywords = None,
 ) -> None:

@@ -115,7 +115,10 @@ def _print_protocol_scores(protocol: Protocol, scores: Sequence[Score]) -> None:
 
 
 def _print_perturbations(records: Sequence[Record]) -> None:
-    """Print success under each perturbation, over all tasks that were played so."""
+    """Print one table: below each policy, success as it is and under each perturbation.
+
+    Over all tasks that were played under perturbations.
+    """
     from vla_gym.evaluation.metrics import success_interval
     from vla_gym.evaluation.report import format_interval, format_rate
 
@@ -123,17 +126,17 @@ def _print_perturbations(records: Sequence[Record]) -> None:
     counted = [record for record in records if record.counts and record.id in ids]
     names = dict.fromkeys(["", *(record.perturbation for record in records)])
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("perturbation")
-    for policy in (policies := list(dict.fromkeys(record.policy for record in records))):
-        table.add_column(escape(policy), justify="right")
-    for name in names:
-        row = []
-        for policy in policies:
+    table.add_column("perturbation", overflow="fold")
+    for name in ("success", "95 %", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for policy in dict.fromkeys(record.policy for record in records):
+        table.add_row(f"[bold]{escape(policy)}[/]")
+        for name in names:
             some = [r for r in counted if (r.policy, r.perturbation) == (policy, name)]
             solved = sum(record.outcome == "success" for record in some)
             rate = format_rate(solved / len(some) if some else None)
-            row.append(f"{rate} [{format_interval(success_interval(solved, len(some)))}]")
-        table.add_row(name or "none", *row)
+            interval = format_interval(success_interval(solved, len(some)))
+            table.add_row(f"  {name or 'none'}", f"[bold]{rate}[/]", interval, str(len(some)))
     console.print(table)
 
 

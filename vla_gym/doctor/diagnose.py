@@ -15,10 +15,11 @@ from vla_gym.contract import SpecSheet
 from vla_gym.doctor.env_probes import probe_env
 from vla_gym.doctor.findings import Diagnosis, Finding
 from vla_gym.doctor.policy_probes import Case, probe_alone, probe_with_reference
+from vla_gym.doctor.repairs import form_repairs
 from vla_gym.doctor.trajectories import Trajectory, play
 from vla_gym.errors import ContractMismatch, DependencyNotInstalled, InvalidOption
 from vla_gym.policy.base import Policy, PolicySpec
-from vla_gym.policy.matching import connect
+from vla_gym.policy.matching import FORMS, connect
 from vla_gym.policy.registry import list_policies, make_policy
 from vla_gym.rollout import add_batch_axis
 
@@ -135,7 +136,8 @@ def _diagnose(
     played = play(env, player or fitted, steps, LONGEST, seed)
     shown = played if spec.state else [_without_state(t) for t in played]
     cameras = tuple(sheet.cameras) if spec.cameras is None else spec.cameras
-    case = Case(fitted, sheet, shown, spec.instruction is not None, cameras)
+    forms = form_repairs(_redeclare(policy, spec, sheet, shown[0]), spec.proprio_rotation)
+    case = Case(fitted, sheet, shown, spec.instruction is not None, cameras, forms)
     findings += probe_alone(case, _other_commands(sheet, played))
     if player is None:
         findings.append(
@@ -161,6 +163,25 @@ def _diagnose(
         seconds=time.perf_counter() - started,
         pictures=pictures,
     )
+
+
+def _redeclare(
+    policy: Any, spec: PolicySpec, sheet: SpecSheet, trajectory: Trajectory
+) -> dict[str, Policy]:
+    """Return form -> the policy with the rotation in proprio in that form, of those it takes."""
+    if sheet.proprio_form != "eef":
+        return {}
+    found = {}
+    for form in FORMS["proprio_rotation"]:
+        if form == spec.proprio_rotation:
+            continue
+        try:
+            other = connect(policy, sheet, dataclasses.replace(spec, proprio_rotation=form))
+            other.predict(add_batch_axis(trajectory.observations[0]), None, np.array([True]), True)
+        except Exception:  # whatever a model raises at a vector of another length
+            continue
+        found[form] = other
+    return found
 
 
 def _mend(case: Case, observation: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Case:
         trajectories: as the policy sees them.
         reads_words: whether it declares that it reads the instruction.
         cameras: those that it sees.
+        forms: the policy as if it had declared other forms of what it is shown.
         changes: of what it sees, that were found to help.
         mends: of what it says, that were found to help.
         said: what it says with all of them.
@@ -65,13 +66,14 @@ class Case:
     trajectories: list[Trajectory]
     reads_words: bool
     cameras: tuple[str, ...]
+    forms: list[Repair] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     mends: list[Mend] = field(default_factory=list)
     said: list[Array] = field(default_factory=list)
     looked: list[NDArray[np.bool_]] = field(default_factory=list)
 
-    def ask(self, *more: Change) -> list[Array]:
-        """Return what the policy says with further changes of what it sees."""
+    def ask(self, *more: Change, policy: Policy | None = None) -> list[Array]:
+        """Return what the policy, or another, says with further changes of what it sees."""
         changes = [*self.changes, *more]
 
         def change(batch: dict[str, Any], step: int) -> dict[str, Any]:
@@ -79,7 +81,7 @@ class Case:
                 batch = each(batch, step)
             return batch
 
-        said = replay(self.policy, self.trajectories, change)
+        said = replay(policy or self.policy, self.trajectories, change)
         for mend in self.mends:
             said = mend(said)
         return said
@@ -214,9 +216,12 @@ def probe_with_reference(case: Case) -> list[Finding]:
     agreement = Agreement(case.trajectories)
     keys = tuple(f"rgb_{camera}" for camera in case.cameras)
     sees = bool(keys) and measure_response(case.said, case.ask(alter(keys, lambda _: True))) > 0.02
+    feels = measure_response(case.said, case.ask(alter(("proprio",), lambda _: True))) > 0.02
     repairs = action_repairs(case.sheet, case.trajectories)
+    if feels:
+        repairs = case.forms + repairs
     if sees:
-        repairs = picture_repairs(case.cameras) + repairs
+        repairs = picture_repairs(case.cameras, case.sheet.images) + repairs
     before = agreement.error(case.said)
     accepted = _search(case, agreement, repairs)
     after = agreement.error(case.said)
@@ -230,15 +235,24 @@ def probe_with_reference(case: Case) -> list[Finding]:
     return found
 
 
+OF_PICTURES = ("picture orientation", "channel order", "camera order")
 PROBES = (
-    "picture orientation",
-    "channel order",
+    *OF_PICTURES,
+    "proprio form",
     "gripper sign",
     "frame",
     "axes",
     "rotation unit",
     "normalisation",
 )
+
+
+NO_REPAIR = {
+    "camera order": "it sees no two cameras of one size",
+    "proprio form": "proprio changes no action, or is taken in the declared form alone",
+    **dict.fromkeys(("frame", "axes", "rotation unit"), "for action_mode='ee_delta' alone"),
+}
+"""Why a probe has nothing to try."""
 
 
 def _describe_agreement(before: float, after: float, agrees: bool) -> Finding:
@@ -275,10 +289,14 @@ def _search(
             case.changes.append(best.seen)
         if best.said is not None:
             case.mends.append(best.said)
+        if best.policy is not None:
+            case.policy = best.policy
     return accepted
 
 
 def _apply(repair: Repair, case: Case) -> list[Array]:
+    if repair.policy is not None:
+        return case.ask(policy=repair.policy)
     if repair.seen is not None:
         return case.ask(repair.seen)
     assert repair.said is not None
@@ -302,7 +320,7 @@ def _judge(
             evidence += ", but even so it does something else than the reference"
             return Finding(probe, "unknown", evidence)
         return Finding(probe, "fail", evidence, repair.fault, repair.remedy)
-    if probe in ("picture orientation", "channel order") and not sees:
+    if probe in OF_PICTURES and not sees:
         why = "it is shown no pictures" if not case.cameras else "pictures change no action"
         return Finding(probe, "not applicable", why)
     if not agrees:
@@ -317,7 +335,7 @@ def _judge(
     if probe == "gripper sign" and not set(agreement.used) & {6}:
         return Finding(probe, "not applicable", "the reference leaves the gripper alone")
     if not mine:
-        return Finding(probe, "not applicable", f"action_mode={case.sheet.action_mode!r}")
+        return Finding(probe, "not applicable", NO_REPAIR.get(probe, "there is one form only"))
     error = agreement.error(case.said)
     least, margin, alike = np.inf, np.inf, None
     for repair in mine:

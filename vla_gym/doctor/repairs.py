@@ -9,7 +9,7 @@ The best one is kept, and the search goes on for a second one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vla_gym.contract import SpecSheet
 from vla_gym.doctor.trajectories import Change, Trajectory, add_rows
+from vla_gym.policy.base import Policy
 from vla_gym.policy.conversions import TURNS
 from vla_gym.rotations import (
     matrix_to_euler,
@@ -32,6 +33,7 @@ __all__ = [
     "action_repairs",
     "euler_share",
     "fit_scale",
+    "form_repairs",
     "picture_repairs",
     "scale_repair",
 ]
@@ -60,6 +62,7 @@ class Repair:
         remedy: what to do.
         seen: alters what the policy is shown.
         said: alters the actions of all trajectories.
+        policy: in place of the policy: the same, connected as if it had declared another form.
     """
 
     probe: str
@@ -68,6 +71,7 @@ class Repair:
     remedy: str
     seen: Change | None = None
     said: Callable[[Actions], Actions] | None = None
+    policy: Policy | None = None
     partial: bool = False  # of some cameras only: names the fault, does not clear the policy
     handicap: float = 0.0  # how much better than a simpler repair it must be, as a share
 
@@ -110,8 +114,13 @@ class Agreement:
         return float(np.mean(blocks) / spread)
 
 
-def picture_repairs(cameras: Iterable[str]) -> list[Repair]:
-    """Return the changes of pictures: turned, in all cameras or one, and channels swapped."""
+def picture_repairs(cameras: Iterable[str], sizes: Mapping[str, int]) -> list[Repair]:
+    """Return the changes of pictures: turned, in all cameras or one, channels and cameras swapped.
+
+    Args:
+        cameras: those that the policy sees.
+        sizes: of the cameras' pictures [pixels].
+    """
     cameras = tuple(cameras)
     groups = [cameras, *((c,) for c in cameras if len(cameras) > 1)]
     found = []
@@ -140,7 +149,46 @@ def picture_repairs(cameras: Iterable[str]) -> list[Repair]:
                 partial=len(group) < len(cameras),
             )
         )
+    for one, other in itertools.combinations(cameras, 2):
+        if sizes[one] == sizes[other]:
+            found.append(
+                Repair(
+                    "camera order",
+                    "swapped cameras",
+                    f"the pictures of {one} and {other} exchanged",
+                    f"the policy sees {other} where it was trained on {one}: exchange them, or "
+                    "name its cameras in the order of training",
+                    seen=_exchange(f"rgb_{one}", f"rgb_{other}"),
+                )
+            )
     return found
+
+
+def form_repairs(policies: Mapping[str, Policy], declared: str) -> list[Repair]:
+    """Return the other forms in which the rotation in proprio may be meant.
+
+    Args:
+        policies: form -> the policy, connected as if it had declared that one.
+        declared: what it does declare.
+    """
+    return [
+        Repair(
+            "proprio form",
+            f"{declared} for {form} in proprio",
+            f"the rotation in proprio as {form}",
+            f"the policy was trained on {form}: declare proprio_rotation={form!r}",
+            policy=policy,
+        )
+        for form, policy in policies.items()
+    ]
+
+
+def _exchange(one: str, other: str) -> Change:
+    def change(batch, step):
+        del step
+        return {**batch, one: batch[other], other: batch[one]}
+
+    return change
 
 
 def _change_pictures(

@@ -53,7 +53,8 @@ class _LateActions(Perturbed):
         rest = np.array(sheet.rest, dtype=np.float32)
         openings = observation["proprio"][find_grippers(sheet.proprio)]
         grippers = find_grippers(sheet.action)  # none where there is no gripper
-        closed = grippers[openings[: len(grippers)] < OPEN]
+        count = min(len(openings), len(grippers))  # a suite's own proprio may have no opening
+        closed = grippers[:count][openings[:count] < OPEN]
         rest[closed] = 0.0 - rest[closed]
         self._on_the_way = deque(rest.copy() for _ in range(self._steps))
 

@@ -59,8 +59,10 @@ class PolicySpec:
         suites: names of the suites it can act in.
         cameras: cameras it reads; `()` if it reads none.
         image_size: size of the images that it takes [pixels]; camera -> size where they differ.
+        drawn_size: size in which the env draws them for it, where its training data were drawn in
+            another one and scaled by `resize`; None: `image_size`.
         state: whether it reads the privileged state.
-        proprio: `"eef"` or `"joints"`.
+        proprio: `"eef"`, `"joints"` or another form that the suite has, such as `"native"`.
         instruction: `"text"`, `"embedding"` or `"bytes"`.
         action_mode: the mode whose entries it speaks.
         action_dim: number of entries of its actions.
@@ -108,12 +110,13 @@ class PolicySpec:
     image_channels: str = "RGB"
     image_layout: str = "HWC"
     resize: str | None = None
+    drawn_size: int | Mapping[str, int] | None = None
 
     def env_keywords(self) -> dict[str, Any]:
         """Return the `gym.make` keywords that give this policy what it needs."""
         needs = {
             "cameras": self.cameras,
-            "image_size": self.image_size,
+            "image_size": self.image_size if self.drawn_size is None else self.drawn_size,
             "state": self.state,
             "proprio": self.proprio,
             "instruction": self.instruction,

@@ -42,7 +42,7 @@ ACTION_FORMS = ("gripper", "rotation", "frame")
 PROPRIO_FORMS = ("proprio_rotation", "proprio_gripper")
 
 
-def connect(policy: Any, sheet: SpecSheet) -> Policy:
+def connect(policy: Any, sheet: SpecSheet, spec: PolicySpec | None = None) -> Policy:
     """Return a policy that speaks the env's convention.
 
     Calls `policy.for_env(sheet)` where it exists, checks `policy.spec` against the sheet, and adds
@@ -51,11 +51,12 @@ def connect(policy: Any, sheet: SpecSheet) -> Policy:
     Args:
         policy: has `predict`, and perhaps `spec` and `for_env`.
         sheet: `env.unwrapped.spec_sheet`.
+        spec: what the policy declares, where `policy.spec` is not to be believed.
 
     Raises:
         ContractMismatch: the policy needs or speaks something else; the message lists all of it.
     """
-    spec: PolicySpec = getattr(policy, "spec", None) or PolicySpec()
+    spec = spec or getattr(policy, "spec", None) or PolicySpec()
     _check(spec, sheet, policy)
     if hasattr(policy, "for_env"):
         policy = policy.for_env(sheet)

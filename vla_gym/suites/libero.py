@@ -86,6 +86,19 @@ CAMERAS = {
     "robot0_robotview": Camera("robot0_robotview"),
 }
 
+NATIVE_PROPRIO = (
+    *(Entry(axis, "m", "world") for axis in "xyz"),
+    *(
+        Entry(f"r{axis}", "rad", "world", note="axis-angle of right_hand, angle in [0, 2 pi]")
+        for axis in "xyz"
+    ),
+    *(Entry(f"finger{i}", "m", note="joint position: 0 closed") for i in range(2)),
+)
+"""The 8 entries of `proprio="native"`: upstream's `robot0_eef_pos`, `robot0_eef_quat` as axis-angle
+and `robot0_gripper_qpos`. So LIBERO's demonstrations have it (`ee_states`, `gripper_states`), and
+what OpenVLA and openpi make of them. The rotation is not that of `"eef"`: `right_hand` is turned
+against the fingers' frame by 90 degrees."""
+
 
 def _layout(task: Task, keywords: Mapping[str, Any]) -> Layout:
     del keywords
@@ -103,7 +116,11 @@ def _layout(task: Task, keywords: Mapping[str, Any]) -> Layout:
             "ee_delta": ActionMode(entries, (*arm, (6, -1.0)), native_dim=7, rest=rest),
             "native": ActionMode(native, (*arm, (6, 1.0)), native_dim=7, rest=rest),
         },
-        proprio={"eef": EEF_PROPRIO, "joints": joints_proprio(ROBOTS[ROBOT].joints)},
+        proprio={
+            "eef": EEF_PROPRIO,
+            "joints": joints_proprio(ROBOTS[ROBOT].joints),
+            "native": NATIVE_PROPRIO,
+        },
         state_dim=STATE_DIM[task.name],
         cameras=CAMERAS,
         robot=ROBOT,
@@ -220,9 +237,21 @@ class LiberoSimulator(RobosuiteSimulator):
         robosuite's own tasks. So this is a sensor among upstream's.
         """
         if self._is_looking:
-            images = {name: self.render(name, size, size) for name, size in self._images.items()}
+            images = self._render_all({name: (size, size) for name, size in self._images.items()})
             self._seen = images, self._read_arm(self._env.robots[0]), self._read_fixtures()
         return 0.0
+
+    def _read_arm(self, robot: Any) -> NDArray[np.float64]:
+        """Return the arm's proprio, see `NATIVE_PROPRIO` and `RobosuiteSimulator._read_arm`."""
+        if self._setup.proprio != "native":
+            return super()._read_arm(robot)
+        from robosuite.utils.transform_utils import convert_quat, quat2axisangle
+
+        data = self._env.sim.data
+        position = data.site_xpos[robot.eef_site_id["right"]]
+        hand = convert_quat(data.get_body_xquat(robot.robot_model.eef_name["right"]), to="xyzw")
+        fingers = data.qpos[robot._ref_gripper_joint_pos_indexes["right"]]
+        return np.concatenate([position, quat2axisangle(hand), fingers])
 
     def _frame(self, observation: Mapping[str, Any], reward: float, terminated: bool) -> Frame:
         del terminated  # upstream says in it that the task is solved; the rest is VLAEnv's

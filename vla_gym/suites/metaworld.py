@@ -218,14 +218,22 @@ class MetaWorldSimulator:
         """Return a camera's picture: uint8 (height, width, 3), upright."""
         if camera not in _CAMERAS:
             raise UnknownName("camera", camera, _CAMERAS, self._setup.native_task)
+        return self._render_all({camera: (height, width)})[camera]
+
+    def _render_all(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, NDArray[np.uint8]]:
+        """Return pictures: camera -> uint8 (height, width, 3)."""
+        if not sizes:
+            return {}
         if self._renderer is None:
             self._renderer = Renderer(
                 self._env.model, self._env.data, self._setup.render_quality, focus_m=WORKSPACE_M
             )
-        pixels = self._renderer.render(_CAMERAS[camera].native, height, width, self._change)
-        if _CAMERAS[camera].turned:
-            pixels = np.ascontiguousarray(pixels[::-1, ::-1])
-        return pixels
+        shots = [(_CAMERAS[camera].native, *size) for camera, size in sizes.items()]
+        pictures = self._renderer.render_all(shots, self._change)
+        return {
+            camera: np.ascontiguousarray(pixels[::-1, ::-1]) if _CAMERAS[camera].turned else pixels
+            for camera, pixels in zip(sizes, pictures, strict=True)
+        }
 
     def perturb(self, change: VisualChange) -> None:
         """See `vla_gym.suite.PerturbableSimulator`."""
@@ -258,11 +266,9 @@ class MetaWorldSimulator:
     def _frame(
         self, state: NDArray[np.float64], reward: float, success: bool, measures: dict[str, float]
     ) -> Frame:
-        images = {
-            camera: self.render(camera, size, size) for camera, size in self._setup.images.items()
-        }
+        sizes = {camera: (size, size) for camera, size in self._setup.images.items()}
         return Frame(
-            images,
+            self._render_all(sizes),
             self._read_proprio(),
             state if self._setup.state else None,
             reward,

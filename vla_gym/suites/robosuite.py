@@ -371,6 +371,12 @@ class RobosuiteSimulator:
         """Return a camera's picture: uint8 (height, width, 3), upright."""
         if camera not in self._cameras:
             raise UnknownName("camera", camera, self._cameras, self._setup.native_task)
+        return self._render_all({camera: (height, width)})[camera]
+
+    def _render_all(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, NDArray[np.uint8]]:
+        """Return pictures: camera -> uint8 (height, width, 3)."""
+        if not sizes:
+            return {}
         if self._renderer is None:
             sim = self._env.sim
             self._renderer = self._renderer_class(
@@ -380,7 +386,8 @@ class RobosuiteSimulator:
                 HIDDEN_GEOM_GROUPS,
                 focus_m=self._workspace_m,
             )
-        return self._renderer.render(self._cameras[camera].native, height, width, self._change)
+        shots = [(self._cameras[camera].native, *size) for camera, size in sizes.items()]
+        return dict(zip(sizes, self._renderer.render_all(shots, self._change), strict=True))
 
     def perturb(self, change: VisualChange) -> None:
         """See `vla_gym.suite.PerturbableSimulator`."""
@@ -514,7 +521,7 @@ class RobosuiteSimulator:
         if setup.state:
             names = [f"robot{i}_proprio-state" for i in range(self._arms)] + ["object-state"]
             state = np.concatenate([observation[name] for name in names])
-        images = {camera: self.render(camera, size, size) for camera, size in setup.images.items()}
+        images = self._render_all({name: (size, size) for name, size in setup.images.items()})
         target = DRAWN_TARGETS.get(setup.task)
         return Frame(
             images,

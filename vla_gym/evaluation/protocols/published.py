@@ -91,7 +91,8 @@ def _libero(name: str, title: str, benchmark: str, max_steps: int) -> Protocol:
             "Upstream draws the places of fixtures anew in each episode, from one generator that "
             "is seeded once. Here they are drawn from the episode's own seed.",
             "OpenVLA and openpi show 256 x 256 pixels, mirrored from left to right and resized to "
-            "224. Here pictures are not mirrored, and cameras and size are the policy's.",
+            "224. Here cameras, size and turn are the policy's; openvla-libero, openpi-libero and "
+            "pi0-libero have theirs.",
         ),
     )
 
