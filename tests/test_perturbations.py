@@ -665,6 +665,7 @@ RESTS = (
     (TOY, (), 0.0, 0.0),
     ("VLA/MetaWorld-DrawerOpen-v0", ("metaworld",), 1.0, -1.0),
     ("VLA/Robosuite-Lift-v0", ("robosuite",), 0.0, 0.0),
+    ("VLA/LIBERO-Spatial0-v0", ("libero",), 0.0, 0.0),
     ("VLA/RLBench-ReachTarget-v0", ("rlbench-twin",), 1.0, 1.0),
     ("VLA/CALVIN-OpenDrawer-v0", ("calvin-twin",), 1.0, 1.0),
     # It starts with a block in the gripper. In `native` the target pose is then still where the
@@ -677,7 +678,7 @@ RESTS = (
 @pytest.mark.parametrize(
     ("env_id", "mode", "gripper"),
     [
-        pytest.param(i, mode, gripper, marks=needs(*extras))
+        pytest.param(i, mode, gripper, marks=(needs(*extras), *SLOW.get(i, ())))
         for i, extras, ee_delta, native in RESTS
         for mode, gripper in (("ee_delta", ee_delta), ("native", native))
         if gripper is not None
@@ -701,6 +702,19 @@ def test_until_the_first_action_arrives_neither_hand_nor_fingers_move(env_id, mo
     for _ in range(5):
         moving = env.step(hurry)[0]["proprio"]
     assert np.abs(moving[:3] - start[:3]).max() > 0.01
+    env.close()
+
+
+@pytest.mark.slow
+@needs("libero")
+def test_the_robot_rests_where_proprio_has_no_opening():
+    """LIBERO's own proprio has the places of the two fingers in place of it."""
+    recorder = Recorder(make("VLA/LIBERO-Spatial0-v0", cameras=(), proprio="native"))
+    env = perturb(recorder, parse_perturbation("latency=3"))
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(np.ones(7, np.float32))
+    np.testing.assert_array_equal(recorder.actions, [np.zeros(7)] * 3 + [np.ones(7)])
     env.close()
 
 

@@ -153,6 +153,10 @@ HAND_M = 0.1
 ROOM_M = 0.07
 """From the hand's middle line to another object's middle: they do not touch."""
 
+ALIKE_M = 1e-6
+"""Rooms that differ by less are equal. Opposite sides of a bowl have equal room above what it
+stands on, and rounding must not choose between them."""
+
 WIDEST_M = 0.07
 """What the fingers take: they open to 0.08 m."""
 
@@ -306,7 +310,9 @@ def _start(pick: Pick, state: Vector, hand: Vector) -> Progress:
         rooms = np.linalg.norm(apart - np.outer(beside, across[:2]), axis=1) - margins
         return min(ROOM_M, float(rooms.min()))
 
-    across, offset = max(grasps, key=find_room)
+    rooms = [find_room(grasp) for grasp in grasps]
+    enough = max(rooms) - ALIKE_M
+    across, offset = next(g for g, room in zip(grasps, rooms, strict=True) if room >= enough)
     return Progress(ABOVE, 0, across, offset, box.bottom)
 
 

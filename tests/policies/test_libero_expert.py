@@ -41,6 +41,17 @@ def test_every_task_of_its_table_is_solved(task):
     assert count_solved(task, range(5)) >= 4
 
 
+def test_rounding_does_not_choose_the_side_of_a_bowl():
+    """It stands in the middle of another thing: opposite sides have equal room."""
+    env = make("Spatial5")
+    state = env.reset(seed=0, options={"init_state": 2})[0]["state"]
+    env.close()
+    alike = state + np.random.default_rng(0).uniform(-1e-9, 1e-9, (20, len(state)))
+    _, progress = LiberoExpert("Spatial5").predict({"state": alike})
+    sides = np.array([each.across for each in progress])
+    np.testing.assert_allclose(sides, sides[[0] * 20], atol=1e-6)
+
+
 @pytest.mark.parametrize("task", ["Goal7", "Spatial6"])
 def test_another_task_is_refused_with_those_it_does(task):
     env = make(task)

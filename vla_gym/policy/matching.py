@@ -56,15 +56,15 @@ def connect(policy: Any, sheet: SpecSheet, spec: PolicySpec | None = None) -> Po
     Raises:
         ContractMismatch: the policy needs or speaks something else; the message lists all of it.
     """
-    spec = spec or getattr(policy, "spec", None) or PolicySpec()
-    _check(spec, sheet, policy)
+    declared: PolicySpec = spec or getattr(policy, "spec", None) or PolicySpec()
+    _check(declared, sheet, policy)
     if hasattr(policy, "for_env"):
         policy = policy.for_env(sheet)
     actions = None
     if sheet.action_mode == "ee_delta":
-        actions = ActionConversion(spec, sheet)
+        actions = ActionConversion(declared, sheet)
         actions = None if actions.trivial else actions
-    seen = ObservationConversion(spec, sheet)
+    seen = ObservationConversion(declared, sheet)
     if actions is None and seen.trivial:
         return policy
     return _Converted(policy, actions, None if seen.trivial else seen)
