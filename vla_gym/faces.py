@@ -24,7 +24,7 @@ __all__ = ["Faces", "Projection", "Raster"]
 Array = NDArray[np.float64]
 Window = tuple[float, float, float, float]
 
-NEAR_M = 0.02
+NEAR_M = 0.05
 """Faces with a corner nearer than this are kept."""
 
 ROUNDING_M = 4e-6
