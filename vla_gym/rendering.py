@@ -354,6 +354,7 @@ class Renderer:
             self._size = (max(height, self._size[0]), max(width, self._size[1]))
             self._frames.free()
             mujoco.mjr_resizeOffscreen(self._size[1], self._size[0], self._buffer)
+            self._frames = Frames(mujoco, self._buffer)  # its own may have another name now
 
     def _make_buffer(self, height: int, width: int) -> Any:
         """Upload textures and meshes: an MjrContext with an off-screen buffer of this size."""
