@@ -128,6 +128,25 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {**{name: float(f"{value:.4g}") for name, value in figures.items()}, "n": len(values)}
 
 
+def find_median(rows: Sequence[Mapping[str, Sequence[float]]], sides: Sequence[str]) -> Found:
+    """Return the median over several cases, in parts of upstream's time.
+
+    Args:
+        rows: the values of each case, as in `Found`; one side is "upstream".
+        sides: to compare with it.
+    """
+    values = {
+        side: [
+            statistics.median(mine / theirs for mine, theirs in pairs)
+            for pairs in zip(
+                *(zip(row[side], row["upstream"], strict=True) for row in rows), strict=True
+            )
+        ]
+        for side in ("upstream", *sides)
+    }
+    return Found(values, "of upstream's time", [Ratio(side, "upstream") for side in sides])
+
+
 def summarise(found: Found) -> dict[str, Any]:
     """Return a case as it stands in the record."""
     ratios = {}

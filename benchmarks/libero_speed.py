@@ -16,14 +16,21 @@ those of exact stands in the notes: mean absolute difference, of 255.
 
 from __future__ import annotations
 
-from harness import Case, Found, Ratio, main, need, take_turns  # first: it limits threads
+from harness import (
+    Case,
+    Found,
+    Ratio,
+    find_median,
+    main,
+    need,
+    take_turns,
+)  # first: it limits threads
 
 # isort: split
 import functools
 import gc
 import logging
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -148,18 +155,7 @@ def combine(found: dict[str, Found]) -> dict[str, Found]:
         rows = [row.values for case, row in found.items() if case.endswith(kind)]
         if len(rows) < len(TASKS):
             continue
-        shares = {
-            side: [
-                statistics.median(mine / theirs for mine, theirs in pairs)
-                for pairs in zip(
-                    *(zip(row[side], row["upstream"], strict=True) for row in rows), strict=True
-                )
-            ]
-            for side in ("upstream", *QUALITIES)
-        }
-        ratios = [Ratio(quality, "upstream") for quality in QUALITIES]
-        name = f"median of {len(TASKS)} tasks: {kind}"
-        combined[name] = Found(shares, "of upstream's time", ratios)
+        combined[f"median of {len(TASKS)} tasks: {kind}"] = find_median(rows, QUALITIES)
     return combined
 
 

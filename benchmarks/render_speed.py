@@ -11,7 +11,7 @@ of fast are from those of exact stands in the notes: mean absolute difference, o
 
 from __future__ import annotations
 
-from harness import Found, Ratio, main, need, take_turns  # first: it limits threads
+from harness import Found, Ratio, find_median, main, need, take_turns  # first: it limits threads
 
 # isort: split
 import functools
@@ -19,7 +19,6 @@ import gc
 import logging
 import os
 import pickle
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -162,17 +161,7 @@ def combine(found: dict[str, Found]) -> dict[str, Found]:
     rows = [row.values for case, row in found.items() if case.startswith("robosuite")]
     if len(rows) < len(ROBOSUITE):
         return {}
-    values = {
-        side: [
-            statistics.median(mine / theirs for mine, theirs in pairs)
-            for pairs in zip(
-                *(zip(row[side], row["upstream"], strict=True) for row in rows), strict=True
-            )
-        ]
-        for side in ("upstream", *QUALITIES)
-    }
-    ratios = [Ratio(quality, "upstream") for quality in QUALITIES]
-    return {"robosuite, median of 8 tasks": Found(values, "of upstream's time", ratios)}
+    return {"robosuite, median of 8 tasks": find_median(rows, QUALITIES)}
 
 
 CASES = {f"robosuite {t}": functools.partial(compare, "Robosuite", t) for t in ROBOSUITE}

@@ -21,37 +21,8 @@ for seed in 0 1 2; do
 done
 
 # From scratch: Stable-Baselines3's PPO on the same picture and proprio, the suite's own reward.
-OUT="$OUT" python - << 'PYTHON'
-import os
-
-import torch
-from gymnasium.wrappers import FilterObservation
-from stable_baselines3 import PPO
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
-
-import vla_gym  # registers the ids
-
-torch.set_num_threads(1)
-envs = make_vec_env(
-    "VLA/MetaWorld-Reach-v0",
-    n_envs=16,
-    seed=0,
-    env_kwargs={
-        "cameras": ("wrist",),
-        "image_size": 64,
-        "render_quality": "fast",
-        "max_episode_steps": 60,
-    },
-    wrapper_class=FilterObservation,
-    wrapper_kwargs={"filter_keys": ["rgb_wrist", "proprio"]},
-)
-envs = VecNormalize(envs, norm_obs=False, gamma=0.98)
-settings = {"n_steps": 128, "batch_size": 64, "n_epochs": 4, "gamma": 0.98}
-model = PPO("MultiInputPolicy", envs, seed=0, device="cpu", verbose=1, **settings)
-model.learn(120_000)
-model.save(os.environ["OUT"] + "/ppo")
-PYTHON
+python docs/recipes/ppo_from_scratch.py -e MetaWorld-Reach --camera wrist --horizon 60 \
+    --steps 120000 -o "$OUT/ppo.zip"
 
 # Again with black pictures: what is solved without looking.
 vla-gym eval -p "bc=$OUT/bc/last" -p "rl-0=$OUT/rl-0/last" -p "rl-1=$OUT/rl-1/last" \
